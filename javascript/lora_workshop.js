@@ -1,0 +1,303 @@
+"use strict";
+/* The page's side of a training run: polls the status route, shows it, and sends what the buttons ask for.
+   Nothing here knows which program serves the page. Ids begin with "lw-", addresses are relative to the page. */
+(() => {
+  const ROUTES = "lora-workshop/api/";
+  const RUNNING_MS = 1000;
+  const IDLE_MS = 4000;
+  const STATES = {
+    queued: "waiting", running: "training", finished: "finished",
+    stopped: "stopped", failed: "failed", crashed: "crashed",
+  };
+  const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", lost: false };
+
+  const byId = (name) => document.getElementById(`lw-${name}`);
+
+  function element(tag, properties = {}, ...children) {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...children);
+    return made;
+  }
+
+  function setText(name, text) {
+    const target = byId(name);
+    if (target && target.textContent !== text) target.textContent = text;
+  }
+
+  /* Runs `draw` only when `value` differs from what was drawn last, so that selections and focus stay. */
+  function whenChanged(key, value, draw) {
+    const text = JSON.stringify(value);
+    if (seen[key] === text) return;
+    seen[key] = text;
+    draw(value);
+  }
+
+  async function ask(route, body) {
+    const options = { credentials: "same-origin" };
+    if (body !== undefined) {
+      Object.assign(options, {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+      });
+    }
+    const answer = await fetch(new URL(ROUTES + route, document.baseURI), options);
+    if (answer.headers.get("content-type")?.includes("json")) {
+      const values = await answer.json();
+      if (!answer.ok) throw new Error(values.error || values.detail || `answer ${answer.status}`);
+      return values;
+    }
+    if (!answer.ok) throw new Error(`answer ${answer.status}`);
+    return answer.text();
+  }
+
+  /* ---- words ---- */
+
+  function duration(seconds) {
+    if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+    if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+    return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  }
+
+  function speed(secondsPerStep) {
+    return secondsPerStep < 1 ? `${(1 / secondsPerStep).toFixed(1)} steps/s` : `${secondsPerStep.toFixed(1)} s/step`;
+  }
+
+  const grouped = (number) => number.toLocaleString("en-US");
+  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.safetensors$/, "");
+  const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "");
+
+  function facts(status) {
+    const run = status.record;
+    if (run.state === "queued") return run.note || "waits for its turn";
+    const parts = [];
+    if (run.state === "running" && status.phase !== "training") {
+      parts.push(status.phase + (status.phase_total ? ` ${status.phase_done} / ${status.phase_total}` : ""));
+    }
+    parts.push(`step ${grouped(run.steps)} / ${grouped(run.total_steps)}`);
+    if (run.total_epochs) parts.push(`epoch ${Math.max(1, run.epochs)} of ${run.total_epochs}`);
+    if (run.state === "running") {
+      if (status.seconds_per_step) parts.push(speed(status.seconds_per_step));
+      if (status.eta_seconds !== null) parts.push(`${duration(status.eta_seconds)} left`);
+    } else if (run.finished && run.started) {
+      parts.push(`took ${duration(run.finished - run.started)}`);
+    }
+    if (run.loss !== null) parts.push(`loss ${run.loss.toFixed(4)}`);
+    return parts.join(" · ");
+  }
+
+  /* ---- the run that goes on ---- */
+
+  function showRun(status) {
+    const run = status.record;
+    const live = byId("live");
+    live.dataset.state = run ? run.state : "idle";
+    for (const name of ["save", "stop", "cancel"]) {
+      byId(name).disabled = !status.active || (name === "save" && run.state === "queued");
+    }
+    setText("run-state", run ? STATES[run.state] : "idle");
+    setText("run-name", run ? run.name : "No run yet in this session.");
+    setText("run-facts", run ? facts(status) : "Press Start: progress, loss and saved epochs appear here.");
+    setText("run-note", run ? [run.state === "queued" ? "" : run.note, run.error].filter(Boolean).join(" · ") : "");
+    const percent = Math.round(1000 * status.progress) / 10;
+    byId("bar-fill").style.width = `${percent}%`;
+    byId("bar").setAttribute("aria-valuenow", String(percent));
+    whenChanged("saved", run ? status.saved.map((file) => [file.path, file.epoch, file.step]) : [], (files) =>
+      showFiles(byId("saved"), files.map(([path, epoch, step]) => ({ path, label: `epoch ${epoch}, step ${step}` }))));
+    const told = run ? new Set([...run.dataset, ...run.plan, ...run.warnings, run.error]) : new Set();
+    whenChanged("messages", run ? status.messages.filter((message) => !told.has(message.text)) : [], (messages) =>
+      byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
+        element("li", { className: `lw-${message.level}`, textContent: message.text }))));
+    whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
+    showChart(run);
+  }
+
+  function showFiles(list, files) {
+    list.replaceChildren(...files.map(({ path, label }) => {
+      const tag = `<lora:${stem(path)}:1>`;
+      const copy = element("button", { type: "button", className: "lw-copy", textContent: "Copy tag" });
+      copy.dataset.lwAction = "copy";
+      copy.dataset.text = tag;
+      return element("li", { title: path }, element("span", { textContent: label }), element("code", { textContent: tag }), copy);
+    }));
+  }
+
+  function showQueue(queued) {
+    byId("queue").replaceChildren(...queued.map((run) => {
+      const remove = element("button", { type: "button", className: "lw-copy", textContent: "Take out" });
+      remove.dataset.lwAction = "unqueue";
+      remove.dataset.run = run.id;
+      return element("li", {}, element("b", { textContent: run.name }), ` ${run.note || "waits for its turn"} `, remove);
+    }));
+  }
+
+  function showChart(run) {
+    const state = run ? `${run.id} ${run.steps} ${run.state}` : "";
+    if (state === seen.chart) return;
+    seen.chart = state;
+    if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { byId("chart").innerHTML = svg; }).catch(report);
+  }
+
+  function report(error) {
+    setText("control-error", error.message);
+  }
+
+  /* ---- the list of runs ---- */
+
+  async function showRuns() {
+    if (!byId("runs")) return;
+    const { runs, notes } = await ask("runs");
+    whenChanged("runs", [runs, notes], () => {
+      const rows = runs.map((run) => {
+        const open = element("button", { type: "button", className: "lw-copy", textContent: "Open" });
+        open.dataset.lwAction = "open-run";
+        open.dataset.run = run.id;
+        const cells = [
+          element("b", { textContent: run.name }),
+          element("span", { className: "lw-pill", textContent: STATES[run.state] }),
+          when(run.created), `${grouped(run.steps)} / ${grouped(run.total_steps)}`,
+          run.loss === null ? "–" : run.loss.toFixed(4), String(run.files.length), open,
+        ];
+        const row = element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
+        row.dataset.state = run.state;
+        return row;
+      });
+      byId("runs").replaceChildren(...rows);
+      byId("runs-empty").hidden = rows.length > 0;
+      byId("runs-notes").replaceChildren(...notes.map((note) => element("li", { textContent: note })));
+    });
+  }
+
+  async function openRun(id) {
+    const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
+    const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
+    const files = element("ul", { className: "lw-saved" });
+    showFiles(files, run.files.map((path) => ({ path, label: "" })));
+    const again = element("button", { type: "button", className: "lw-button", textContent: "Use these settings" });
+    again.dataset.lwAction = "use-settings";
+    again.dataset.run = run.id;
+    const values = Object.entries(settings).map(([name, value]) =>
+      element("li", {}, element("code", { textContent: name }), ` ${value === null ? "none" : value}`));
+    byId("run-detail").replaceChildren(
+      element("h4", { textContent: `${run.name}: ${STATES[run.state]}, ${when(run.created)}` }),
+      element("p", { className: "lw-run-note", textContent: [run.note, run.error].filter(Boolean).join(" · ") }),
+      element("p", { textContent: [run.checkpoint, ...run.dataset.slice(0, 1)].filter(Boolean).join(" · ") }),
+      element("div", { className: "lw-columns" }, chart, files), again,
+      element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
+    );
+    byId("run-detail").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  }
+
+  /* ---- what buttons do ---- */
+
+  /* Gradio's hidden fields: sets the run whose settings the form is to show ("" is the latest), and asks for them. */
+  function fillForm(run) {
+    const field = document.querySelector("#lw-restore-run textarea, #lw-restore-run input");
+    const button = byId("restore");
+    if (!field || !button) return;
+    field.value = run;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    setTimeout(() => button.click(), 50);
+  }
+
+  /* Gradio's folded groups are plain boxes: here they get the keyboard. */
+  function makeGroupsReachable() {
+    for (const title of document.querySelectorAll("#lw-groups .label-wrap")) {
+      title.tabIndex = 0;
+      title.setAttribute("role", "button");
+      title.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        title.click();
+      });
+    }
+  }
+
+  const currentRun = () => ({ id: seen.run });
+
+  const ACTIONS = {
+    save: () => ask("save", currentRun()),
+    stop: () => ask("stop", currentRun()),
+    cancel: (button) => {
+      if (button.dataset.sure) return ask("cancel", currentRun());
+      const word = button.textContent;
+      button.dataset.sure = "yes";
+      button.textContent = "Really?";
+      setTimeout(() => { delete button.dataset.sure; button.textContent = word; }, 3000);
+      return null;
+    },
+    unqueue: (button) => ask("stop", { id: button.dataset.run }),
+    copy: async (button) => {
+      await copyText(button.dataset.text);
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy tag"; }, 1500);
+    },
+    "open-run": (button) => openRun(button.dataset.run),
+    "use-settings": (button) => {
+      fillForm(button.dataset.run);
+      const tabs = [...document.querySelectorAll("#lw-tabs > .tab-nav > button")];
+      tabs.find((tab) => tab.textContent.trim() === "Train")?.click();
+    },
+  };
+
+  /* The clipboard is closed to pages that are neither local nor served over https. */
+  async function copyText(text) {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const field = element("textarea", { value: text });
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    return undefined;
+  }
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-lw-action]");
+    if (!button || button.disabled) return;
+    setText("control-error", "");
+    try {
+      await ACTIONS[button.dataset.lwAction](button);
+    } catch (error) {
+      report(error);
+    }
+    poll();
+  });
+
+  /* ---- polling ---- */
+
+  let timer = 0;
+  let mounted = null;
+
+  async function poll() {
+    clearTimeout(timer);
+    let pause = IDLE_MS;
+    const live = byId("live");
+    if (live && !document.hidden) {
+      if (mounted !== live) {
+        mounted = live;
+        for (const key of ["chart", "saved", "messages", "queue", "runs"]) seen[key] = "";
+        makeGroupsReachable();
+        fillForm("");
+      }
+      try {
+        const status = await ask("status");
+        seen.run = status.record ? status.record.id : null;
+        setText("checkpoint", status.checkpoint.line);
+        showRun(status);
+        if (byId("runs").offsetParent !== null) await showRuns();
+        if (status.active || status.queued.length) pause = RUNNING_MS;
+        if (seen.lost) report(new Error(""));
+        seen.lost = false;
+      } catch (error) {
+        seen.lost = true;
+        report(new Error(`The program does not answer (${error.message}); this page tries again by itself.`));
+      }
+    } else if (!live) {
+      pause = 250;
+    }
+    timer = setTimeout(poll, pause);
+  }
+
+  document.addEventListener("visibilitychange", poll);
+  window.loraWorkshop = { poll };
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", poll);
+  else poll();
+})();

@@ -1,0 +1,1 @@
+"""Prompt tags to patched weights, and back."""

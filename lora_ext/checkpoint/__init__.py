@@ -1,0 +1,1 @@
+"""The loaded checkpoint as the core sees it."""

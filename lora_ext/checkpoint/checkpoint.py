@@ -1,0 +1,88 @@
+"""A view of the loaded checkpoint: what training, applying and rendering need, owned by the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lora_ext.checkpoint.schedule import NoiseSchedule
+
+Architecture = Literal["SD1", "SD2", "SDXL"]
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+class TextEncoder(Protocol):
+    """One text encoder of a checkpoint."""
+
+    key_prefix: str
+    """How its modules' keys begin in network files: lora_te, lora_te1, lora_te2."""
+
+    module: nn.Module
+    """The transformer; its parameters are those of the checkpoint."""
+
+    def tokenize(self, captions: Sequence[str], max_token_length: int) -> Tensor:
+        """Token ids (batch, chunks, 77), int64; chunks = max_token_length / 75."""
+        ...
+
+    def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
+        """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself."""
+        ...
+
+
+@dataclass
+class Checkpoint:
+    """The loaded checkpoint. It owns nothing: modules, devices and dtypes are the host's.
+
+    `unet(x, timesteps, context, y)` and `vae.encode(x) -> posterior with .mean and .logvar`, `vae.decode(z)` are
+    called as ldm's; `latent_scale` is the factor between the VAE's latents and the U-Net's.
+    """
+
+    unet: nn.Module
+    vae: nn.Module
+    text_encoders: list[TextEncoder]
+    schedule: NoiseSchedule
+    architecture: Architecture
+    prediction_type: PredictionType
+    name: str
+    path: Path | None
+    sha256: str
+    latent_scale: float = 0.18215
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net's weights are."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the U-Net's weights."""
+        return next(self.unet.parameters()).dtype
+
+    def encode_images(
+        self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Unscaled latents (batch, 4, h/8, w/8) of images (batch, 3, h, w) in −1…1, one draw from the posterior.
+
+        The draw comes from `generator` (a CPU generator, or one for each image); None takes the posterior's mean.
+        """
+        vae: Any = self.vae
+        posterior = vae.encode(images.to(next(vae.parameters())))
+        mean: Tensor = posterior.mean
+        if generator is None:
+            return mean
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(mean.shape, generator=generator)
+        else:
+            noise = torch.stack([torch.randn(mean.shape[1:], generator=each) for each in generator])
+        return mean + torch.exp(0.5 * posterior.logvar) * noise.to(mean)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images (batch, 3, h, w) in −1…1, fp32, of scaled latents."""
+        vae: Any = self.vae
+        decoded: Tensor = vae.decode((latents / self.latent_scale).to(next(vae.parameters())))
+        return decoded.float()

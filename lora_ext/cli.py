@@ -1,0 +1,85 @@
+"""The command line: finds the command, runs it, and tells a person's mistakes in one message without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from lora_ext import __version__
+from lora_ext.protocols import Cancelled, UserError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+COMMANDS = {
+    "demo": ("lora_ext.commands.demo", "train on the demo pictures and draw the epoch x weight grid"),
+    "ui": ("lora_ext.commands.ui", "open the app in the browser"),
+    "train": ("lora_ext.commands.train", "train a network on your own pictures"),
+    "generate": ("lora_ext.commands.generate", "render pictures, with <lora:name:weight> in the prompt"),
+    "grid": ("lora_ext.commands.grid", "compare a network's epochs and weights in one picture"),
+    "inspect": ("lora_ext.commands.inspect", "tell what a network or checkpoint file holds"),
+    "export-demo": ("lora_ext.commands.export_demo", "put the demo checkpoint into a WebUI's folders"),
+    "bench": ("lora_ext.commands.develop", "measure training, rendering and switching of networks"),
+    "test": ("lora_ext.commands.develop", "run the project's tests; pytest options may follow"),
+    "lint": ("lora_ext.commands.develop", "run the project's checks: ruff and mypy"),
+}
+"""Each command's module and what it does. The modules are imported on demand, their heavy imports when they run."""
+
+PASSES_ARGUMENTS_ON = ("bench", "test", "lint")
+"""Commands whose options belong to the program that they start."""
+
+
+class Command(Protocol):
+    """What a module of `lora_ext.commands` provides."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's options."""
+        ...
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Do the work and return the exit code; raises UserError for what a person can put right."""
+        ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (sys.argv's by default) and return its exit code: 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in PASSES_ARGUMENTS_ON:
+            develop = importlib.import_module(COMMANDS[arguments[0]][0])
+            return int(develop.run(arguments[0], arguments[1:]))
+        options = make_parser(arguments[0] if arguments else "").parse_args(arguments)
+        command: Command = importlib.import_module(COMMANDS[options.command][0])
+        return command.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Cancelled:
+        print("Stopped.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands; only the options of `command` are filled in, which keeps starting quick."""
+    parser = argparse.ArgumentParser(
+        prog="run.py", description="LoRA Workshop: train, use and compare LoRA networks.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"LoRA Workshop {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == command:
+            importlib.import_module(module).add_arguments(sub)
+    return parser

@@ -1,0 +1,130 @@
+"""`train`: a network from a folder of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_ext.commands.options import (
+    add_host_options,
+    add_settings_options,
+    open_host,
+    settings_of,
+    stop_on_signals,
+)
+from lora_ext.config.fields import Setting
+from lora_ext.config.toml_files import config_to_toml
+from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings
+from lora_ext.protocols import Control, Events, UserError
+
+if TYPE_CHECKING:
+    from lora_ext.training.checks import PreparedRun
+
+EXAMPLE = """\
+example:
+  python run.py train --set train_data_dir=pictures --set output_name=mycat --set resolution=512 \\
+      --checkpoint sd-v1-5.safetensors
+
+Ctrl-C stops after the present step and keeps what is trained; a second one aborts.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings, host, and what is shown."""
+    add_settings_options(parser)
+    add_host_options(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output: what happens")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--plan", action="store_true", help="look at the pictures, tell what would be done, and stop")
+    action.add_argument("--show-config", action="store_true", help="print all settings as a TOML file, and stop")
+    parser.epilog = EXAMPLE + "\n" + settings_help()
+
+
+def settings_help(width: int = 110) -> str:
+    """Every setting with its help, default and what is allowed, by groups."""
+    lines = ["settings (in the --config file, or as --set NAME=VALUE):"]
+    for group, title in GROUP_TITLES.items():
+        lines += ["", f" {title}"]
+        for declared in all_settings().values():
+            if declared.group == group:
+                text = f"{declared.help} ({_default(declared)}; {declared.allowed()})"
+                head = f"  {declared.name} "
+                lines += textwrap.wrap(text, width, initial_indent=head.ljust(36), subsequent_indent=" " * 36)
+    return "\n".join(lines)
+
+
+def _default(declared: Setting) -> str:
+    value = declared.default
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    shown = {None: "none", "": "empty"}.get(value, value)
+    unit = f" {declared.unit}" if declared.unit and value is not None else ""
+    return f"default {shown}{unit}"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; everything that can be wrong with the settings and the pictures is told before anything is loaded."""
+    config = settings_of(options)
+    if options.show_config:
+        print(config_to_toml(config))
+        return 0
+    from lora_ext.training.checks import prepare_run
+
+    prepared = prepare_run(config, output_folder(config, options.home))
+    return show_plan(prepared, options.json) if options.plan else train(options, prepared)
+
+
+def output_folder(config: TrainConfig, home: Path) -> Path:
+    """Where the network's files go: the settings' folder, or the home's own for networks."""
+    return Path(config.saving.output_dir).expanduser() if config.saving.output_dir else home / "models" / "Lora"
+
+
+def show_plan(prepared: PreparedRun, as_json: bool) -> int:
+    """Tell what a run would do."""
+    if as_json:
+        plan = prepared.plan
+        known = {
+            "pictures": plan.images,
+            "pictures_with_repeats": plan.repeats_total,
+            "batches_per_epoch": plan.batches_per_epoch,
+            "steps": plan.total_steps,
+            "epochs": plan.total_epochs,
+            "files": [str(path) for path in plan.files],
+            "warnings": [*prepared.report.warnings, *plan.warnings],
+        }
+        print(json.dumps(known, ensure_ascii=False))
+    else:
+        print("\n".join([*prepared.report.summary(), *prepared.plan.summary()]))
+    return 0
+
+
+def train(options: argparse.Namespace, prepared: PreparedRun) -> int:
+    """Train in this thread, entered in the home's registry of runs, so that the app lists it too."""
+    from lora_ext.jobs.console import JsonLinesEvents, TqdmEvents
+    from lora_ext.jobs.recording import train_recorded
+    from lora_ext.jobs.registry import RunRegistry
+
+    host = open_host(options)
+    run = RunRegistry(host.folders().runs).create(
+        prepared.config,
+        prepared.output_dir,
+        total_steps=prepared.plan.total_steps,
+        total_epochs=prepared.plan.total_epochs,
+        dataset=tuple(prepared.report.summary()),
+        plan=tuple(prepared.plan.summary()),
+        checkpoint=host.checkpoint_info().name,
+    )
+    control = Control()
+    events: Events = JsonLinesEvents() if options.json else TqdmEvents()
+    with stop_on_signals(control):
+        record = train_recorded(host, run, prepared.config, control, [events])
+    if record.state == "failed":
+        raise UserError(record.error)
+    if not options.json:
+        print(f"{record.state}: {record.steps} steps in {(record.finished or 0) - (record.started or 0):.0f} s")
+        print("\n".join(f"  {path}" for path in record.files))
+        print(f"In prompts: <lora:{prepared.config.saving.output_name}:1>")
+    return 0

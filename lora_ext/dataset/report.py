@@ -1,0 +1,108 @@
+"""The dataset report: what will be trained on, known before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.buckets import Size, choose_bucket
+from lora_ext.dataset.captions import split_tags
+from lora_ext.dataset.folders import DatasetScan
+from lora_ext.dataset.warnings import Inspected, dataset_warnings
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """One folder of the dataset."""
+
+    name: str
+    repeats: int
+    pictures: int
+    concept: str
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a dataset comes to.
+
+    `repeats` counts the pictures of an epoch, repeats included; `buckets` those of each (width, height).
+    `mean_ar_error` is the mean of |bucket's aspect ratio − picture's|, as sd-scripts reports it.
+    `tag_frequency` counts pictures by folder name and lower-case tag.
+    """
+
+    pictures: int
+    captions: int
+    missing: int
+    repeats: int
+    buckets: dict[Size, int]
+    mean_ar_error: float
+    folders: list[FolderReport]
+    problems: list[str]
+    warnings: list[str]
+    tag_frequency: dict[str, dict[str, int]]
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Batches of one epoch: each bucket's last batch may be a partial one."""
+        return count_batches(self.buckets, batch_size)
+
+    def summary(self) -> list[str]:
+        """Short lines for people; problems and warnings are not among them."""
+        names = ", ".join(f"{each.name} ({each.pictures} × {each.repeats})" for each in self.folders)
+        sizes = ", ".join(f"{width}×{height}: {count}" for (width, height), count in self.buckets.items())
+        without = f", {self.missing} without" if self.missing else ""
+        return [
+            f"{self.pictures} pictures, {self.captions} with a caption file{without}",
+            f"folders (pictures × repeats): {names}",
+            f"{self.repeats} pictures an epoch, in {len(self.buckets)} size{'s' if len(self.buckets) != 1 else ''} "
+            f"({sizes})",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it: bucket sizes as "512x768"."""
+        values = asdict(self)
+        values["buckets"] = {f"{width}x{height}": count for (width, height), count in self.buckets.items()}
+        values["summary"] = self.summary()
+        return values
+
+
+def count_batches(buckets: Mapping[Size, int], batch_size: int) -> int:
+    """Σ over buckets of ⌈pictures / batch size⌉."""
+    return sum(math.ceil(count / batch_size) for count in buckets.values())
+
+
+def make_report(
+    scan: DatasetScan, config: TrainConfig, token_counter: Callable[[str], int] | None = None
+) -> DatasetReport:
+    """The report of a scanned dataset; `token_counter` counts a caption's tokens without begin and end marks."""
+    entries = scan.images
+    buckets = [choose_bucket(entry.width, entry.height, config.dataset) for entry in entries]
+    repeats = [subset.repeats for subset in scan.subsets for _ in subset.images]
+    counts: Counter[Size] = Counter()
+    for bucket, times in zip(buckets, repeats, strict=True):
+        counts[bucket.size] += times
+    errors = [abs(b.size[0] / b.size[1] - e.width / e.height) for b, e in zip(buckets, entries, strict=True)]
+    captions = sum(entry.caption_file is not None for entry in entries)
+    return DatasetReport(
+        pictures=len(entries),
+        captions=captions,
+        missing=len(entries) - captions,
+        repeats=sum(repeats),
+        buckets=dict(sorted(counts.items())),
+        mean_ar_error=sum(errors) / len(errors) if errors else 0.0,
+        folders=[FolderReport(s.folder.name, s.repeats, len(s.images), s.concept) for s in scan.subsets],
+        problems=list(scan.problems),
+        warnings=dataset_warnings(Inspected(scan, config, entries, buckets, token_counter)),
+        tag_frequency=_tag_frequency(scan),
+    )
+
+
+def _tag_frequency(scan: DatasetScan) -> dict[str, dict[str, int]]:
+    """As sd-scripts' ss_tag_frequency counts: folder name → lower-case tag → pictures."""
+    return {
+        subset.folder.name: dict(Counter(tag.lower() for entry in subset.images for tag in split_tags(entry.caption)))
+        for subset in scan.subsets
+    }

@@ -1,0 +1,169 @@
+"""What is worth saying about a dataset before it is trained on: each warning says what, why, and what to set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.buckets import Bucket, bucket_limits, training_size
+from lora_ext.dataset.captions import split_tags
+from lora_ext.dataset.folders import DatasetScan, ImageEntry, some_of
+
+_UNDERSCORE_IN_WORD = re.compile(r"[A-Za-z0-9]_[A-Za-z0-9]")
+_ESCAPED_BRACKET = re.compile(r"\\[()\[\]]")
+_DOMINATING_SHARE = 0.8
+_CROPPED_SHARE = 0.25
+_CONCEPT_IMBALANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What warnings are drawn from; `buckets` holds one bucket for each of `entries`."""
+
+    scan: DatasetScan
+    config: TrainConfig
+    entries: Sequence[ImageEntry]
+    buckets: Sequence[Bucket]
+    token_counter: Callable[[str], int] | None
+
+
+def dataset_warnings(inspected: Inspected) -> list[str]:
+    """All warnings, those of the folders first."""
+    checks = (_captions, _pictures, _sizes, _tags, _balance)
+    return [*inspected.scan.warnings, *(text for check in checks for text in check(inspected))]
+
+
+def _of(entries: Sequence[ImageEntry], total: int) -> str:
+    """Count and names: "3 of 20 pictures (a.png, b.png, c.png)"."""
+    return f"{len(entries)} of {total} pictures ({some_of([entry.path.name for entry in entries])})"
+
+
+def _captions(inspected: Inspected) -> Iterator[str]:
+    total = len(inspected.entries)
+    for subset in inspected.scan.subsets:
+        missing = [entry for entry in subset.images if entry.caption_file is None]
+        if missing and subset.concept:
+            yield (
+                f"{subset.folder.name}: {_of(missing, len(subset.images))} without a caption file: "
+                f'trained as "{subset.concept}", the folder\'s name; write captions to say what else is in them'
+            )
+        elif missing:
+            yield (
+                f"{subset.folder.name}: {_of(missing, len(subset.images))} without a caption: trained with an empty "
+                "one, which teaches no word; write captions, or name the folder N_name to use its name"
+            )
+    empty = [entry for entry in inspected.entries if entry.caption_file is not None and not entry.caption]
+    if empty:
+        yield f"{_of(empty, total)} with an empty caption file: write the caption, or delete the file"
+    longer = [entry for entry in inspected.entries if entry.further_caption_lines]
+    if longer:
+        yield (
+            f"{_of(longer, total)} with captions of several lines: only the first is trained; "
+            "put everything into one line"
+        )
+    if inspected.token_counter is not None:
+        limit = inspected.config.captions.max_token_length
+        over = [entry for entry in inspected.entries if inspected.token_counter(entry.caption) > limit]
+        if over:
+            remedy = "shorten them" if limit >= 225 else "raise max_token_length or shorten them"
+            yield f"{_of(over, total)} with captions over {limit} tokens: the rest is cut off; {remedy}"
+
+
+def _tags(inspected: Inspected) -> Iterator[str]:
+    total = len(inspected.entries)
+    escaped = [entry for entry in inspected.entries if _ESCAPED_BRACKET.search(entry.caption)]
+    if escaped:
+        yield (
+            f"{_of(escaped, total)} with escaped brackets \\( \\) in their captions: training reads the backslash "
+            "literally; remove the backslashes from the caption files"
+        )
+    words = Counter(
+        tag for entry in inspected.entries for tag in split_tags(entry.caption) if _UNDERSCORE_IN_WORD.search(tag)
+    )
+    if words:
+        yield (
+            f"underscores in tags ({some_of([word for word, _ in words.most_common()])}): prompts are usually written "
+            "with spaces, and the two are different words; replace them in the caption files"
+        )
+
+
+def _pictures(inspected: Inspected) -> Iterator[str]:
+    total = len(inspected.entries)
+    by_content: dict[str, list[str]] = {}
+    for entry in inspected.entries:
+        if entry.content_hash:
+            by_content.setdefault(entry.content_hash, []).append(entry.path.name)
+    doubles = [" = ".join(names) for names in by_content.values() if len(names) > 1]
+    if doubles:
+        yield (
+            f"the same picture more than once ({some_of(doubles)}): it counts so many times more than the others; "
+            "delete the copies, and raise the repeats if that is what you want"
+        )
+    transparent = [entry for entry in inspected.entries if entry.transparent]
+    if transparent:
+        yield (
+            f"{_of(transparent, total)} with transparency: trained on white; put them on a background of your own "
+            "if white is not to be learned"
+        )
+    portrait = sum(entry.height > entry.width for entry in inspected.entries)
+    landscape = sum(entry.width > entry.height for entry in inspected.entries)
+    if total >= 5 and max(portrait, landscape) >= _DOMINATING_SHARE * total:
+        word = "portrait" if portrait > landscape else "landscape"
+        yield (
+            f"{max(portrait, landscape)} of {total} pictures are {word}: other shapes will come out weaker; "
+            "add pictures of other shapes"
+        )
+
+
+def _sizes(inspected: Inspected) -> Iterator[str]:
+    settings = inspected.config.dataset
+    total = len(inspected.entries)
+    width, height = training_size(settings)
+    pairs = list(zip(inspected.entries, inspected.buckets, strict=True))
+    enlarged = [entry for entry, bucket in pairs if bucket.resized[0] > entry.width or bucket.resized[1] > entry.height]
+    small = [entry for entry in inspected.entries if entry.width * entry.height < width * height]
+    if settings.enable_bucket and settings.bucket_no_upscale:
+        if small:
+            yield (
+                f"{_of(small, total)} smaller than the resolution {width}×{height}: trained at their own size; "
+                "lower the resolution or use larger pictures"
+            )
+    elif enlarged:
+        yield (
+            f"{_of(enlarged, total)} too small for the resolution {width}×{height}: they are enlarged, and the blur is "
+            "learned; lower the resolution, use larger pictures, or switch bucket_no_upscale on"
+        )
+    cropped = [entry for entry, bucket in pairs if bucket.cropped_share > _CROPPED_SHARE]
+    if cropped:
+        remedy = "crop them yourself, or lower min_bucket_reso or bucket_reso_steps"
+        remedy = remedy if settings.enable_bucket else "switch enable_bucket on"
+        yield f"{_of(cropped, total)} lose more than a quarter of their area to the crop: {remedy}"
+    if settings.enable_bucket and not settings.bucket_no_upscale and bucket_limits(settings)[0] ** 2 > width * height:
+        half = max(8, min(width, height) // 16 * 8)
+        step = f" and bucket_reso_steps to {max(8, half // 32 * 8)}" if settings.bucket_reso_steps > half else ""
+        yield (
+            f"min_bucket_reso = {settings.min_bucket_reso} is above the resolution {width}×{height}: every picture is "
+            f"cropped to one square; set min_bucket_reso to {half}{step}"
+        )
+
+
+def _balance(inspected: Inspected) -> Iterator[str]:
+    batch = inspected.config.learning.train_batch_size
+    total = len(inspected.entries)
+    if batch > 1 and batch * 3 >= total:
+        yield (
+            f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
+            f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
+        )
+    shares = {subset.folder.name: subset.repeats * len(subset.images) for subset in inspected.scan.subsets}
+    shares = {name: share for name, share in shares.items() if share}
+    if len(shares) > 1:
+        most, least = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
+        if shares[most] > _CONCEPT_IMBALANCE * shares[least]:
+            yield (
+                f"{most} comes up {shares[most]} times an epoch, {least} {shares[least]} times: the one will be "
+                "learned long before the other; choose the repeats so that images × repeats are about equal"
+            )

@@ -1,0 +1,1 @@
+"""Axes of values, and labelled grids of pictures."""

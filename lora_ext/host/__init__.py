@@ -1,0 +1,1 @@
+"""The programs around the core: the WebUI, and a small standalone host."""

@@ -1,0 +1,146 @@
+"""The WebUI as a `Host`: its loaded checkpoint, its rendering, its folders."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from modules import devices, paths_internal, sd_models, sd_samplers, sd_vae, shared
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.host.webui import builtin_lora
+from lora_ext.host.webui.borrow import WebUIBorrow, borrowed, queue_held
+from lora_ext.host.webui.checkpoint_view import architecture_of, checkpoint_view, prediction_type_of
+from lora_ext.host.webui.text_caches import reset_text_caches
+from lora_ext.host.webui.watch import interrupts_watched
+from lora_ext.networks.library import NetworkLibrary
+from lora_ext.protocols import (
+    Borrow,
+    CheckpointInfo,
+    Folders,
+    GeneratedImage,
+    GenerateRequest,
+    Progress,
+    UserError,
+)
+
+if TYPE_CHECKING:
+    from lora_ext.jobs.runner import JobRunner
+
+GIGABYTE = 2**30
+_NOT_LOADED = CheckpointInfo("no checkpoint is loaded", "", "", "", "", "")
+
+
+class WebUIHost:
+    """A `Host` around the WebUI's process; safe to call from any thread."""
+
+    name = "the WebUI"
+
+    def __init__(self) -> None:
+        self.library = NetworkLibrary(self.folders().networks)
+        self._lock = threading.Lock()
+        self._ledger = PatchLedger()
+        self._patched_model: weakref.ref[Any] | None = None
+        self._borrower: int | None = None
+        self._runner: JobRunner | None = None
+
+    @property
+    def ledger(self) -> PatchLedger:
+        """The changed weights of the model that is loaded at the moment: another instance, another ledger."""
+        model = sd_models.model_data.sd_model
+        with self._lock:
+            if self._patched_model is None or self._patched_model() is not model:
+                self._ledger = PatchLedger()
+                self._patched_model = weakref.ref(model) if model is not None else None
+            return self._ledger
+
+    def checkpoint(self) -> Checkpoint:
+        """A view of the loaded model; raises UserError where none is loaded, or one of a kind that is not supported."""
+        return checkpoint_view(self._model())
+
+    def checkpoint_info(self) -> CheckpointInfo:
+        """What is loaded at the moment; asking loads nothing and does not wait."""
+        model = sd_models.model_data.sd_model
+        if model is None:
+            return _NOT_LOADED
+        weights = next(model.model.diffusion_model.parameters())
+        free = total = None
+        if devices.device.type == "cuda":
+            free, total = (size / GIGABYTE for size in torch.cuda.mem_get_info(devices.device))
+        vae = sd_vae.loaded_vae_file
+        return CheckpointInfo(
+            name=model.sd_checkpoint_info.name_for_extra,
+            architecture=architecture_of(model),
+            prediction_type=prediction_type_of(model),
+            device=str(devices.device),
+            dtype=str(weights.dtype).removeprefix("torch."),
+            vae=Path(vae).name if vae else "baked",
+            free_memory_gb=free,
+            total_memory_gb=total,
+        )
+
+    def samplers(self) -> list[str]:
+        """The WebUI's samplers."""
+        return [sampler.name for sampler in sd_samplers.all_samplers]
+
+    def folders(self) -> Folders:
+        """The WebUI's folder for networks (and LyCORIS' where it has one), and ours in its data folder."""
+        own = Path(paths_internal.data_path, "lora-workshop")
+        lora = getattr(shared.cmd_opts, "lora_dir", None) or Path(paths_internal.models_path, "Lora")
+        lyco = getattr(shared.cmd_opts, "lyco_dir_backcompat", None)
+        networks = [Path(lora).absolute()]
+        if lyco and Path(lyco).is_dir():
+            networks.append(Path(lyco).absolute())
+        return Folders(tuple(networks), (own / "runs").absolute(), (own / "images").absolute())
+
+    def network_saved(self, path: Path) -> None:
+        """The built-in lists the file; what the WebUI remembers of prompts is forgotten: the name may be an old one."""
+        builtin_lora.refresh_list()
+        reset_text_caches()
+
+    def watch(self, runner: JobRunner) -> None:
+        """The runner that trains on this host: the WebUI's interrupt stops its run."""
+        self._runner = runner
+
+    def borrow(self) -> AbstractContextManager[Borrow]:
+        """The loaded checkpoint for the calling thread; waits for the WebUI's queue."""
+        return self._borrow()
+
+    @contextlib.contextmanager
+    def _borrow(self) -> Iterator[WebUIBorrow]:
+        with queue_held():
+            model = self._model()
+            with borrowed(model, self.ledger, self._end_run) as borrow, interrupts_watched(self._runner):
+                self._borrower = threading.get_ident()
+                try:
+                    yield borrow
+                finally:
+                    self._borrower = None
+
+    def generate(self, request: GenerateRequest, progress: Progress | None = None) -> list[GeneratedImage]:
+        """Render with the WebUI's own pipeline; waits for its queue, except in the thread that has the checkpoint."""
+        from lora_ext.host.webui.generate import render
+
+        if self._borrower == threading.get_ident():
+            return render(request, self._model(), progress, in_training=True)
+        with queue_held():
+            return render(request, self._model(), progress, in_training=False)
+
+    def _model(self) -> Any:
+        model = shared.sd_model  # loads the chosen checkpoint where none is loaded yet
+        if model is None:
+            raise UserError("no checkpoint is loaded: choose one at the top of the page")
+        return model
+
+    def _end_run(self) -> None:
+        """Tell the run that has the checkpoint to stop and to keep its work."""
+        record = self._runner.status().record if self._runner is not None else None
+        if self._runner is not None and record is not None and record.state == "running":
+            self._runner.stop(record.id)

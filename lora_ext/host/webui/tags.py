@@ -1,0 +1,293 @@
+"""`<lora:…>` and `<lyco:…>` in the WebUI's prompts: applied by us, or left to the built-in."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules import devices, errors, extra_networks, script_callbacks, sd_models, shared
+from torch import nn
+
+from lora_ext.apply.active import ActiveNetworks, checkpoint_weights
+from lora_ext.apply.tags import LoraTag, parse_tags
+from lora_ext.host.webui import builtin_lora, settings
+from lora_ext.host.webui.state import get_host
+from lora_ext.host.webui.text_caches import reset_text_caches
+from lora_ext.networks.library import Identity, identity
+from lora_ext.networks.weight_delta import LORA_SUFFIXES
+from lora_ext.protocols import UserError
+
+_KIND, _ALIAS = "lora", "lyco"
+_REMEMBERED_PROMPTS = 64
+_log = logging.getLogger(__name__)
+
+
+class LoadedModel:
+    """What applying needs of one instance of the WebUI's model: kept for as long as this instance is in use."""
+
+    def __init__(self, sd_model: nn.Module) -> None:
+        host = get_host()
+        checkpoint = host.checkpoint()
+        self._sd_model = weakref.ref(sd_model)
+        self.active = ActiveNetworks(checkpoint, host.ledger, host.library)
+        self.weights = checkpoint_weights(checkpoint)
+        self.tags: list[LoraTag] = []
+        self._reasons: dict[Hashable, str | None] = {}
+        # Others load weights into parts of the model by themselves, so each part has the hook.
+        parts = (sd_model, checkpoint.unet, *(encoder.module for encoder in checkpoint.text_encoders))
+        self._hooks = [part._register_load_state_dict_pre_hook(self._before_loading) for part in parts]
+
+    def belongs_to(self, sd_model: nn.Module) -> bool:
+        """Whether this is of the given instance."""
+        return self._sd_model() is sd_model
+
+    def _before_loading(self, *_: Any) -> None:
+        """Other weights are about to be loaded into the same parameters: what is patched goes before.
+
+        The built-in drops its own backups then.
+        """
+        self.active.deactivate()
+
+    def close(self) -> None:
+        """Restore the instance, and leave it."""
+        self.active.deactivate()
+        for hook in self._hooks:
+            hook.remove()
+
+    def why_not(self, path: Path) -> str | None:
+        """Why a file has to be left to the built-in; None where we apply it, or can say what is wrong with it."""
+        key = identity(path)
+        if key not in self._reasons:
+            self._reasons[key] = self._why_not(path)
+        return self._reasons[key]
+
+    def _why_not(self, path: Path) -> str | None:
+        if path.suffix.lower() != ".safetensors":
+            return f"{path.name} is no safetensors file"
+        header = get_host().library.header(path)
+        if header is None:
+            return None
+        modules = [name.partition(".") for name in header.keys]
+        unknown = sorted({suffix for _, _, suffix in modules} - LORA_SUFFIXES)
+        if unknown:
+            return f"{path.name} is of a kind that is not applied here yet (tensors {', '.join(unknown[:4])})"
+        sd_model = self._sd_model()
+        missing = {key for key, _, _ in modules} - self.weights.keys()
+        elsewhere = sorted(key for key in missing if builtin_lora.knows_key(key, sd_model))
+        if elsewhere:
+            return f"{path.name} has modules in another spelling ({', '.join(elsewhere[:2])})"
+        return None
+
+
+class WorkshopNetworks(extra_networks.ExtraNetwork):
+    """The WebUI's extra network `lora`: the registry's entry, for as long as the program runs.
+
+    Every `activate` is authoritative: the WebUI skips `deactivate` in many cases.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_KIND)
+        self._model: LoadedModel | None = None
+        self._builtin_was_used = True  # nobody knows what it did before we came
+        self._left_files: list[Identity | None] = []
+        self._conditions: dict[Hashable, Hashable] = {}
+        self._logged: str | None = None
+
+    def activate(self, p: Any, params_list: Sequence[Any]) -> None:
+        """Make the weights those of these tags; what goes wrong is shown with the image, not raised.
+
+        The WebUI would swallow an exception and render without the network.
+        """
+        try:
+            with devices.without_autocast():
+                self._activate(p, list(params_list))
+        except Exception as error:
+            errors.report("LoRA Workshop: activating the networks of the prompt failed", exc_info=True)
+            if self._model is not None:
+                self._model.tags = []
+                self._model.active.deactivate()
+            _comment(p, f"LoRA Workshop: the networks of the prompt are left out: {error or type(error).__name__}")
+
+    def deactivate(self, p: Any) -> None:
+        """The built-in reports its errors here; ours are reported when they happen."""
+        handler = builtin_lora.network_handler()
+        if handler is not None and self._builtin_was_used:
+            handler.deactivate(p)
+
+    def model_loaded(self, sd_model: nn.Module) -> None:
+        """A checkpoint was loaded into the instance that renders (refiner): it gets the networks of the prompt too."""
+        if self._model is not None and self._model.belongs_to(sd_model) and self._model.tags:
+            self._model.active.activate(self._model.tags)
+
+    @property
+    def tags(self) -> list[LoraTag]:
+        """What is in the weights of the model that renders, by us."""
+        return list(self._model.tags) if self._model is not None else []
+
+    def restore(self) -> None:
+        """Take our networks out of the weights."""
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+
+    def _activate(self, p: Any, params_list: list[Any]) -> None:
+        key = tuple(tuple(params.items) for params in params_list)  # as the WebUI sees them, before the default
+        tags = _tags_of(p, params_list)
+        files = _files(tags)
+        self._note_state(key, (*files, *tags))
+        self._leave_other_instance()
+        can_hand_over = builtin_lora.network_handler() is not None
+        if can_hand_over and getattr(shared.opts, settings.TAGS, None) == settings.BUILTIN:
+            self._leave_to_builtin(p, params_list, files)
+            return
+        reason = self._why_not(file[0] for file in files if file is not None) if tags else None
+        if can_hand_over and reason is not None:
+            if reason != self._logged:
+                _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
+            self._logged = reason
+            self._leave_to_builtin(p, params_list, files)
+            return
+        _report_missing(p, [tag.name for tag, file in zip(tags, files, strict=True) if file is None])
+        self._apply(p, [tag for tag, file in zip(tags, files, strict=True) if file is not None], reason)
+
+    def _apply(self, p: Any, tags: list[LoraTag], reason: str | None) -> None:
+        """Put the networks of the tags into the weights; `reason` is why a part of them cannot be."""
+        if self._builtin_was_used or builtin_lora.has_networks():
+            builtin_lora.restore_all(sd_models.model_data.sd_model)
+            self._builtin_was_used = False
+        hashes: dict[str, str] = {}
+        if self._model is not None:
+            self._model.tags = tags
+            for message in self._model.active.activate(tags):
+                _comment(p, message)
+            hashes = self._model.active.hashes()
+        elif tags:
+            _comment(p, f"LoRA Workshop: the networks of the prompt are left out: {reason}")
+        _write_hashes(p, hashes)
+
+    def _leave_other_instance(self) -> None:
+        """Restore and let go of the instance that was in use before another one was loaded or chosen."""
+        if self._model is not None and not self._model.belongs_to(sd_models.model_data.sd_model):
+            self.restore()
+
+    def _why_not(self, paths: Iterable[Path]) -> str | None:
+        """Why a prompt with these files cannot be ours; None where it can."""
+        sd_model = sd_models.model_data.sd_model
+        if sd_model is None:
+            return "no checkpoint is loaded"
+        if devices.fp8:
+            return "the checkpoint's weights are in 8 bits"
+        if self._model is None:
+            try:
+                self._model = LoadedModel(sd_model)
+            except UserError as error:
+                return str(error)
+        return next((reason for reason in map(self._model.why_not, paths) if reason), None)
+
+    def _leave_to_builtin(self, p: Any, params_list: list[Any], files: list[Identity | None]) -> None:
+        if self._model is not None:
+            self._model.tags = []
+            self._model.active.deactivate()
+        if files != self._left_files:
+            builtin_lora.restore_all(sd_models.model_data.sd_model)  # it would see a changed file as the same
+        self._left_files = files
+        self._builtin_was_used = True
+        builtin_lora.hand_over(p, params_list)
+
+    def _note_state(self, key: Hashable, state: Hashable) -> None:
+        """Drop the WebUI's text encodings where the same tags stood for other files before.
+
+        It keeps them by the tags' text, which says nothing of a changed file or another default network.
+        """
+        if self._conditions.get(key, state) != state or len(self._conditions) >= _REMEMBERED_PROMPTS:
+            reset_text_caches()
+            self._conditions.clear()
+        self._conditions[key] = state
+
+
+def register() -> None:
+    """Take `lora` and `lyco` over; to be called whenever the app has started, as often as that is."""
+    extra_networks.register_extra_network(_workshop_networks)
+    extra_networks.register_extra_network_alias(_workshop_networks, _ALIAS)
+    script_callbacks.on_model_loaded(_workshop_networks.model_loaded, name="lora_workshop_tags")
+
+
+def unregister() -> None:
+    """Restore the weights, and give `lora` and `lyco` back to the built-in where it is in operation."""
+    _workshop_networks.restore()
+    handler = builtin_lora.network_handler()
+    for names, name in ((extra_networks.extra_network_registry, _KIND), (extra_networks.extra_network_aliases, _ALIAS)):
+        if names.get(name) is not _workshop_networks:
+            continue
+        if handler is not None:
+            names[name] = handler
+        else:
+            del names[name]
+
+
+def _tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
+    """The tags with their multipliers, and the settings' default network where they do not hold it."""
+    written: list[LoraTag] = []
+    for params in params_list:
+        parsed = parse_tags(f"<{_KIND}:{':'.join(str(item) for item in params.items)}>")
+        written += parsed.tags
+        for problem in parsed.problems:
+            _comment(p, problem)
+    default = getattr(shared.opts, "sd_lora", None)
+    if default in (None, "", "None") or any(params.items[:1] == [default] for params in params_list):
+        return written
+    if get_host().library.find(default) is None:
+        return written
+    multiplier = float(shared.opts.extra_networks_default_multiplier)
+    tag = LoraTag(default, multiplier)
+    if getattr(p, "all_prompts", None):
+        p.all_prompts = [x if tag.text() in x else x + tag.text() for x in p.all_prompts]
+    params_list.append(extra_networks.ExtraNetworkParams(items=[default, multiplier]))
+    return [*written, tag]
+
+
+def _files(tags: Sequence[LoraTag]) -> list[Identity | None]:
+    if not tags:
+        return []
+    library = get_host().library
+    paths = (library.find(tag.name) for tag in tags)
+    return [identity(path) if path is not None else None for path in paths]
+
+
+def _report_missing(p: Any, names: Sequence[str]) -> None:
+    """Say that there is no such network, as the built-in does."""
+    if not names:
+        return
+    message = f"Lora not found: {', '.join(dict.fromkeys(names))}"
+    _comment(p, message)
+    if getattr(shared.opts, "lora_not_found_warning_console", False):
+        print(f"\n{message}\n")
+    if getattr(shared.opts, "lora_not_found_gradio_warning", False):
+        builtin_lora.show_warning(message)
+
+
+def _write_hashes(p: Any, hashes: dict[str, str]) -> None:
+    """Note the hashes for the infotext: of both passes with hires fix, of no other cell of a grid."""
+    if not getattr(shared.opts, "lora_add_hashes_to_infotext", True) or not hasattr(p, "extra_generation_params"):
+        return
+    if not getattr(p, "is_hr_pass", False) or not hasattr(p, "lora_hashes"):
+        p.lora_hashes = {}
+    p.lora_hashes.update(hashes)
+    if p.lora_hashes:
+        p.extra_generation_params["Lora hashes"] = ", ".join(f"{name}: {hash}" for name, hash in p.lora_hashes.items())
+    else:
+        p.extra_generation_params.pop("Lora hashes", None)
+
+
+def _comment(p: Any, text: str) -> None:
+    """Show it under the image; where there is none, in the log."""
+    if hasattr(p, "comment"):
+        p.comment(text)
+    else:
+        _log.warning("LoRA Workshop: %s", text)
+
+
+_workshop_networks = WorkshopNetworks()

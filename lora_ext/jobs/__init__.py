@@ -1,0 +1,1 @@
+"""Runs in their own threads, and the registry of runs on disk."""

@@ -1,0 +1,119 @@
+"""A training run that is entered in the registry while it goes on, in whatever thread it is called."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.live_status import FanOut
+from lora_ext.jobs.records import RunRecord
+from lora_ext.jobs.registry import OpenRun
+from lora_ext.protocols import Control, EpochReport, Events, Host, SavedNetwork, StepReport, UserError
+from lora_ext.training.trainer import Trainer, TrainingResult
+
+_SECONDS_BETWEEN_WRITES = 2.0
+
+
+class RecordingEvents(Events):
+    """Writes what happens into the run's folder: every step into steps.csv, the record now and then."""
+
+    def __init__(self, run: OpenRun) -> None:
+        self.run = run
+        self._written = time.monotonic()
+
+    def run_started(self, total_steps: int, total_epochs: int) -> None:
+        """Enter how long the run is."""
+        self.run.update(total_steps=total_steps, total_epochs=total_epochs)
+
+    def step(self, report: StepReport) -> None:
+        """Append the step; enter it in the record where the last entry is some seconds old."""
+        self.run.steps.append(report)
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self.run.update(steps=report.step, epochs=report.epoch, loss=report.loss)
+            self._written = time.monotonic()
+
+    def epoch(self, report: EpochReport) -> None:
+        """Enter the epoch."""
+        self.run.update(steps=report.step, epochs=report.epoch, loss=report.loss)
+
+    def saved(self, saved: SavedNetwork) -> None:
+        """Enter the file, and leave out those that are no longer there."""
+        path = str(saved.path)
+        others = [file for file in self.run.record.files if file != path and os.path.exists(file)]
+        self.run.update(files=(*others, path), steps=saved.step, epochs=saved.epoch)
+
+
+class HostNotices(Events):
+    """Tells the host of every file, and passes on what it could not do with it."""
+
+    def __init__(self, host: Host, events: Events) -> None:
+        self.host = host
+        self.events = events
+
+    def saved(self, saved: SavedNetwork) -> None:
+        """Make the file usable in the host; its failure must not end the run."""
+        try:
+            self.host.network_saved(saved.path)
+        except Exception as error:
+            self.events.message("warning", f"{saved.path.name} is written, but {self.host.name} refused it: {error}")
+
+
+def output_folder(config: TrainConfig, host: Host) -> Path:
+    """Where a run's files go: `output_dir`, or the host's folder for networks."""
+    chosen = config.saving.output_dir.strip()
+    return Path(chosen).expanduser().resolve() if chosen else host.folders().networks[0]
+
+
+def train_recorded(
+    host: Host, run: OpenRun, config: TrainConfig, control: Control, sinks: Sequence[Events] = ()
+) -> RunRecord:
+    """Borrow the host's checkpoint, train, and close the run; returns its record in its final state.
+
+    What goes wrong stands in the record (`error`), with the traceback in `error.txt` where it was nobody's input.
+    """
+    visible = FanOut(sinks)
+    events = FanOut([RecordingEvents(run), *sinks, HostNotices(host, visible)])
+    try:
+        visible.phase("waiting for the checkpoint", 0, 0)
+        run.update(state="running", started=time.time(), note="")
+        with host.borrow() as borrow:
+            run.update(checkpoint=borrow.checkpoint.name)
+            result = Trainer(borrow.checkpoint, config, Path(run.record.output_dir), events, control).run()
+        _enter_result(run, result)
+    except UserError as error:
+        visible.message("error", str(error))
+        run.update(state="failed", error=str(error), finished=time.time())
+    except Exception as error:
+        text = f"{type(error).__name__}: {error} (traceback in {run.folder / 'error.txt'})"
+        visible.message("error", text)
+        run.update(state="failed", error=text, finished=time.time())
+        run.write_error(traceback.format_exc())
+    finally:
+        run.close()
+    return run.record
+
+
+def _enter_result(run: OpenRun, result: TrainingResult) -> None:
+    if result.cancelled:
+        state, note = "stopped", f"cancelled after {result.steps} steps; nothing more was written"
+    elif result.stopped and not result.steps:
+        state, note = "stopped", "stopped before the first step; nothing was trained"
+    elif result.stopped:
+        state, note = "stopped", f"stopped after {result.steps} steps; what was trained is kept"
+    else:
+        state, note = "finished", ""
+    if result.bad_steps:
+        note = "; ".join(filter(None, [note, f"{result.bad_steps} steps without a finite loss were left out"]))
+    run.update(
+        state=state,
+        note=note,
+        finished=time.time(),
+        steps=result.steps,
+        epochs=result.epochs,
+        loss=result.final_loss,
+        files=tuple(str(file) for file in result.files),
+    )

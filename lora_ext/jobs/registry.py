@@ -1,0 +1,182 @@
+"""The runs on disk: one folder a run, readable by any process, honest about runs whose process is gone.
+
+A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `steps.csv`, and `lock`, which the
+process of the run holds for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_ext.config.toml_files import config_to_toml
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.locking import ProcessLock, is_locked
+from lora_ext.jobs.records import RunRecord, record_from_json
+from lora_ext.jobs.steps_file import LoggedStep, StepsFile, read_steps
+from lora_ext.protocols import UserError
+
+_Result = TypeVar("_Result")
+
+_RECORD, _CONFIG, _STEPS, _LOCK = "run.json", "config.toml", "steps.csv", "lock"
+_ID = re.compile(r"\d{8}-\d{6}(-[A-Za-z0-9_-]*)?")
+
+
+class OpenRun:
+    """A run of this process: its record may be changed until it is closed."""
+
+    def __init__(self, folder: Path, record: RunRecord, lock: ProcessLock) -> None:
+        self.folder = folder
+        self.record = record
+        self.steps = StepsFile(folder / _STEPS)
+        self._lock = lock
+
+    def update(self, **changes: Any) -> RunRecord:
+        """Change fields of the record, here and then on disk; OSError where that cannot be written."""
+        self.record = dataclasses.replace(self.record, **changes)
+        write_text_atomically(self.folder / _RECORD, _json_text(self.record))
+        return self.record
+
+    def write_error(self, text: str) -> None:
+        """Keep a traceback beside the record."""
+        (self.folder / "error.txt").write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the files and give the lock back; to be called after the final state has been written."""
+        self.steps.close()
+        self._lock.release()
+
+
+class RunRegistry:
+    """The runs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create(self, config: TrainConfig, output_dir: Path, **fields: Any) -> OpenRun:
+        """Enter a new run, queued, and hold its lock."""
+        created = time.time()
+        folder = self._new_folder(created, config.saving.output_name)
+        lock = ProcessLock(folder / _LOCK)
+        if not lock.acquire():
+            raise UserError(f"{folder} is in use by another run: start again")
+        (folder / _CONFIG).write_text(config_to_toml(config), encoding="utf-8")
+        record = RunRecord(
+            id=folder.name,
+            name=config.saving.output_name,
+            state="queued",
+            created=created,
+            output_dir=str(output_dir),
+            **fields,
+        )
+        run = OpenRun(folder, record, lock)
+        run.update()
+        return run
+
+    def records(self) -> list[RunRecord]:
+        """All runs, the newest first; folders that are no runs are left out (see `notes`)."""
+        return self._scan()[0]
+
+    def notes(self) -> list[str]:
+        """What stands in the folder and could not be read as a run, each with the reason."""
+        return self._scan()[1]
+
+    def record(self, run_id: str) -> RunRecord:
+        """The record of a run; UserError for an unknown id."""
+        if not _ID.fullmatch(run_id) or not (self.folder / run_id / _RECORD).is_file():
+            raise UserError(f"there is no run {run_id!r} in {self.folder}")
+        try:
+            return self._read(self.folder / run_id)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the record of run {run_id} cannot be read: {error}") from error
+
+    def config_path(self, run_id: str) -> Path:
+        """The settings file of a run."""
+        return self.folder / self.record(run_id).id / _CONFIG
+
+    def steps(self, run_id: str) -> list[LoggedStep]:
+        """Every step of a run, as far as they were written."""
+        return read_steps(self.folder / self.record(run_id).id / _STEPS)
+
+    def _scan(self) -> tuple[list[RunRecord], list[str]]:
+        records, notes = [], []
+        folders = sorted(self.folder.iterdir(), reverse=True) if self.folder.is_dir() else []
+        for folder in folders:
+            if not folder.is_dir() or not _ID.fullmatch(folder.name):
+                notes.append(f"{folder.name} is not the folder of a run")
+                continue
+            try:
+                records.append(self._read(folder))
+            except (OSError, ValueError) as error:
+                notes.append(f"{folder.name} has no record that can be read: {error}")
+        return sorted(records, key=lambda record: (record.created, record.id), reverse=True), notes
+
+    def _read(self, folder: Path) -> RunRecord:
+        """The record in a folder; an active run without a living process is a crashed one."""
+        record = record_from_json(_read_text(folder / _RECORD))
+        if record.id != folder.name:
+            raise ValueError(f"it belongs to run {record.id!r}")
+        files = tuple(file for file in record.files if os.path.exists(file))
+        if not record.active or is_locked(folder / _LOCK):
+            return dataclasses.replace(record, files=files)
+        again = record_from_json(_read_text(folder / _RECORD))  # it may have ended between the two looks
+        return again if not again.active else _crashed(again, files, read_steps(folder / _STEPS))
+
+    def _new_folder(self, created: float, name: str) -> Path:
+        """A new folder whose name sorts by time: `20261120-142233-name`, with a number where that is taken."""
+        word = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]
+        stem = time.strftime("%Y%m%d-%H%M%S", time.localtime(created)) + f"-{word}"
+        number = 1
+        while True:
+            folder = self.folder / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise UserError(f"the run cannot be entered in {self.folder}: {error}") from error
+
+
+def _crashed(record: RunRecord, files: tuple[str, ...], steps: list[LoggedStep]) -> RunRecord:
+    last = steps[-1] if steps else None
+    when = "while it was training" if record.state == "running" else "before its turn came"
+    return dataclasses.replace(
+        record,
+        state="crashed",
+        files=files,
+        steps=last.step if last else record.steps,
+        loss=last.loss if last else record.loss,
+        error=f"The program ended {when}" + (f"; {len(files)} saved files are whole." if files else "."),
+    )
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a small text file in one go; a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _patiently(lambda: os.replace(temporary, path))
+
+
+def _read_text(path: Path) -> str:
+    return _patiently(lambda: path.read_text(encoding="utf-8"))
+
+
+def _patiently(action: Callable[[], _Result], attempts: int = 20) -> _Result:
+    """Windows refuses for a moment to replace a file that is being read, and to read one that is being replaced."""
+    for _ in range(attempts - 1):
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(0.05)
+    return action()
+
+
+def _json_text(record: RunRecord) -> str:
+    return json.dumps(record.as_json(), ensure_ascii=False, indent=1)

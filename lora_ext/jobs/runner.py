@@ -1,0 +1,173 @@
+"""Runs one after the other in a thread of their own; pages may come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.live_status import LiveStatus, RunStatus
+from lora_ext.jobs.recording import output_folder, train_recorded
+from lora_ext.jobs.records import RunRecord
+from lora_ext.jobs.registry import OpenRun, RunRegistry
+from lora_ext.protocols import Control, Host, UserError
+from lora_ext.training.checks import prepare_run
+
+
+@dataclass
+class _Job:
+    """A run of this process, waiting, going on or over."""
+
+    run: OpenRun
+    config: TrainConfig
+    control: Control = field(default_factory=Control)
+    live: LiveStatus = field(default_factory=LiveStatus)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def id(self) -> str:
+        return self.run.record.id
+
+
+class JobRunner:
+    """Trains on the host's checkpoint, first come, first served. All methods may be called from any thread."""
+
+    def __init__(self, host: Host, registry: RunRegistry) -> None:
+        self.host = host
+        self.registry = registry
+        self._lock = threading.Lock()
+        self._jobs: dict[str, _Job] = {}
+        self._waiting: deque[_Job] = deque()
+        self._current: _Job | None = None
+        self._latest: _Job | None = None
+        self._worker: threading.Thread | None = None
+
+    def start(self, config: TrainConfig) -> RunRecord:
+        """Check everything, then train, at once or after the runs that are there already (`state` queued).
+
+        Raises UserError or ConfigError where something is wrong; then no run is entered.
+        """
+        output_dir = output_folder(config, self.host)
+        prepared = prepare_run(config, output_dir)
+        with self._lock:
+            ahead = [job for job in (self._current, *self._waiting) if job is not None]
+            run = self.registry.create(
+                config,
+                output_dir,
+                total_steps=prepared.plan.total_steps,
+                total_epochs=prepared.plan.total_epochs,
+                dataset=tuple(prepared.report.summary()),
+                plan=tuple(prepared.plan.summary()),
+                warnings=tuple(prepared.warnings),
+                checkpoint=self.host.checkpoint_info().name,
+                note=_waiting_note(ahead, config),
+            )
+            job = _Job(run, config)
+            if run.record.note:
+                job.live.message("info", run.record.note)
+            self._jobs[job.id] = job
+            self._waiting.append(job)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="lora-workshop-runs", daemon=True)
+                self._worker.start()
+        return run.record
+
+    def status(self, run_id: str | None = None) -> RunStatus:
+        """How a run goes on; without an id the one that is running or next, or the last one of this process."""
+        with self._lock:
+            upcoming = self._current or (self._waiting[0] if self._waiting else self._latest)
+            job = self._jobs.get(run_id) if run_id else upcoming
+            queued = [waiting.run.record for waiting in self._waiting]
+        if job is not None:
+            return job.live.snapshot(job.run.record, queued)
+        if run_id is None:
+            return RunStatus(queued=tuple(queued))
+        record = self.registry.record(run_id)
+        losses = tuple((step.step, step.loss) for step in self.registry.steps(run_id)[-500:])
+        progress = record.steps / record.total_steps if record.total_steps else 0.0
+        return RunStatus(record, record.state, progress=progress, losses=losses, queued=tuple(queued))
+
+    def stop(self, run_id: str) -> RunRecord:
+        """End the run after its present step and keep what is trained; a run that waits is taken from the queue."""
+        return self._end(run_id, keep=True)
+
+    def cancel(self, run_id: str) -> RunRecord:
+        """End the run after its present step and write nothing more."""
+        return self._end(run_id, keep=False)
+
+    def save_now(self, run_id: str) -> RunRecord:
+        """Write a file after the present step and go on."""
+        job = self._job(run_id)
+        job.control.save_now()
+        return job.run.record
+
+    def wait(self, run_id: str, timeout: float | None = None) -> RunRecord:
+        """The run's record as soon as it is over, or after `timeout` seconds as it is then."""
+        job = self._job(run_id)
+        job.done.wait(timeout)
+        return job.run.record
+
+    def close(self, timeout: float | None = 60.0) -> None:
+        """Before the program ends: drop the queue, stop the present run, keep its work, and wait for that."""
+        with self._lock:
+            jobs = [*self._waiting, *([self._current] if self._current else [])]
+            worker = self._worker
+        for job in jobs:
+            self.stop(job.id)
+        if worker is not None:
+            worker.join(timeout)
+
+    def _job(self, run_id: str) -> _Job:
+        with self._lock:
+            job = self._jobs.get(run_id)
+        if job is None:
+            record = self.registry.record(run_id)
+            raise UserError(f"run {run_id} is not one of this program: it is {record.state}")
+        return job
+
+    def _end(self, run_id: str, keep: bool) -> RunRecord:
+        job = self._job(run_id)
+        with self._lock:
+            waiting = job in self._waiting
+            if waiting:
+                self._waiting.remove(job)
+        if waiting:
+            job.run.update(state="stopped", finished=time.time(), note="taken from the queue before its turn came")
+            job.run.close()
+            job.done.set()
+        elif keep:
+            job.control.stop()
+        else:
+            job.control.cancel()
+        return job.run.record
+
+    def _work(self) -> None:
+        """Train one run after the other until none waits."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._worker = None
+                    return
+                job = self._current = self._latest = self._waiting.popleft()
+            try:
+                train_recorded(self.host, job.run, job.config, job.control, [job.live])
+            except Exception as error:
+                # The end could not be entered in the registry (its disk is full or gone); the next run must start.
+                job.live.message("error", f"The registry of runs cannot be written: {type(error).__name__}: {error}")
+            finally:
+                with self._lock:
+                    self._current = None
+                job.done.set()
+
+
+def _waiting_note(ahead: list[_Job], config: TrainConfig) -> str:
+    """What a second start is told; empty where nothing is ahead."""
+    if not ahead:
+        return ""
+    names = ", ".join(job.run.record.name for job in ahead)
+    note = f"waits for {names} to end, then starts by itself"
+    if any(job.run.record.name == config.saving.output_name for job in ahead):
+        note += f"; it will replace files of the other {config.saving.output_name}"
+    return note

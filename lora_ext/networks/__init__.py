@@ -1,0 +1,1 @@
+"""What a network is: targets, adapters, weight deltas, key names, files."""

@@ -1,0 +1,70 @@
+"""Replacing a file so that whoever reads it finds the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lora_ext.protocols import UserError
+
+if sys.platform != "win32":
+    import fcntl
+
+_SUFFIX = ".writing"
+
+
+def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write `chunks` to a temporary file beside `path`, bring them to the disk, and put the file in `path`'s place.
+
+    Temporary files that a killed process left in the folder are deleted. Raises UserError where the folder cannot be
+    made, or the file not written; `path` is as it was then, and nothing is left over.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _delete_leftovers(path.parent)
+        with _temporary_file(path) as (temporary, file):
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free some space, allow writing there, close "
+            "programs that hold the file, or choose another output folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside `path`, locked while it is open; gone afterwards unless it was renamed."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    with open(temporary, "xb") as file:
+        try:
+            with contextlib.suppress(OSError):  # file systems without locks: leftovers just stay there
+                _lock(file)
+            yield temporary, file
+        finally:
+            file.close()
+            temporary.unlink(missing_ok=True)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Delete temporary files that nobody is writing; on Windows the system refuses to delete an open one."""
+    for leftover in folder.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError), open(leftover, "rb") as file:  # held by its writer, or gone already
+            _lock(file)
+            file.close()
+            leftover.unlink()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Hold `file` until it is closed; raises OSError where someone else holds it."""
+    if sys.platform != "win32":
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

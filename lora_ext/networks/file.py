@@ -1,0 +1,199 @@
+"""Network files: safetensors with metadata and hashes, as sd-scripts writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError  # type: ignore[attr-defined]
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lora_ext.networks.atomic_write import replace_file
+from lora_ext.protocols import UserError
+
+Precision = Literal["float", "fp16", "bf16"]
+
+_PRECISIONS: dict[str, torch.dtype] = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# In the order in which safetensors lays tensors of several dtypes out.
+_DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what the WebUI's old model hash looks at
+
+
+@dataclass(frozen=True)
+class NetworkHeader:
+    """What is known of a network file from its header: shapes by tensor name, metadata, where the tensors begin."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+    data_start: int
+
+    @property
+    def keys(self) -> list[str]:
+        """The tensors' names."""
+        return list(self.shapes)
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """A network file in memory."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @cached_property
+    def modules(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by the module's key and the suffix: {"lora_te_…_mlp_fc1": {"lora_up.weight": …, "alpha": …}}."""
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            key, _, suffix = name.partition(".")
+            modules.setdefault(key, {})[suffix] = tensor
+        return modules
+
+
+def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> None:
+    """Cast, hash and write; the same tensors and metadata give the same bytes, and a file there is replaced at once.
+
+    `sshs_model_hash` and `sshs_legacy_hash` are added. Raises UserError where the file cannot be written, or where a
+    value does not fit the precision.
+    """
+    cast = {name: _cast(name, tensor, precision) for name, tensor in tensors.items()}
+    model_hash, legacy_hash = precalculate_hashes(cast, metadata)
+    complete = {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+    replace_file(path, _serialised(cast, complete))
+
+
+def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """(sshs_model_hash, sshs_legacy_hash) of a file with these tensors and the `ss_*` part of the metadata.
+
+    The first is the sha256 of all after the header, the second 8 digits of that of 64 KiB from 1 MiB on.
+    """
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    header, *chunks = _serialised(tensors, training)
+    model, legacy = hashlib.sha256(), hashlib.sha256()
+    position = len(header)
+    legacy.update(header[_LEGACY_START : _LEGACY_START + _LEGACY_LENGTH])
+    for chunk in chunks:
+        model.update(chunk)
+        start = max(_LEGACY_START - position, 0)
+        legacy.update(chunk[start : max(_LEGACY_START + _LEGACY_LENGTH - position, 0)])
+        position += len(chunk)
+    return model.hexdigest(), legacy.hexdigest()[:8]
+
+
+def scan_network(path: Path) -> NetworkHeader:
+    """Read the header alone.
+
+    Raises UserError where the file is missing, is no safetensors file, or is shorter than its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
+                raise _no_network(path, size)
+            header = json.loads(file.read(length).decode("utf-8"))
+        if not isinstance(header, dict):
+            raise _no_network(path, size)
+        metadata = header.pop("__metadata__", None) or {}
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _no_network(path, size) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
+    if 8 + length + end > size:
+        raise UserError(f"{path} is cut off: it has {size} bytes of {8 + length + end}; copy or download it again")
+    return NetworkHeader(path, shapes, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
+
+
+def read_network(path: Path) -> NetworkFile:
+    """Read a file whole, in the dtypes it has; nothing of it stays open or mapped.
+
+    Raises UserError as `scan_network` does.
+    """
+    header = scan_network(path)
+    try:
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # a copy: load_file maps the file
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UserError(f"{path} is no valid safetensors file ({error}): copy or download it again") from error
+    return NetworkFile(path, tensors, header.metadata)
+
+
+def model_hash(path: Path) -> str:
+    """sshs_model_hash of a file: from its metadata, or else computed from its tensors."""
+    header = scan_network(path)
+    stored = header.metadata.get("sshs_model_hash")
+    if stored:
+        return stored
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(header.data_start)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _no_network(path: Path, size: int) -> UserError:
+    if size == 0:
+        return UserError(f"{path} is empty: copy or download it again")
+    return UserError(f"{path} is no safetensors file: network files in this format alone can be read")
+
+
+def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.detach().cpu()
+    cast = tensor.detach().to("cpu", _PRECISIONS[precision])
+    if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
+        raise UserError(
+            f"{name} has values up to {tensor.abs().max().item():.3g}, too large for save_precision = {precision}: "
+            "save as bf16 or float"
+        )
+    return cast
+
+
+def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
+    """The header with its length, then the tensors' bytes: safetensors' layout, with metadata sorted by key."""
+    order = list(_DTYPE_NAMES)
+    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name.encode("utf-8")))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for name in names:
+        tensor = tensors[name]
+        end = position + math.prod(tensor.shape) * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    yield from _tensor_bytes(tensors[name] for name in names)
+
+
+def _tensor_bytes(tensors: Iterable[Tensor]) -> Iterator[bytes]:
+    for tensor in tensors:
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,125 @@
+"""Finding network files by the name in a tag."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lora_ext.networks.file import NetworkHeader, scan_network
+from lora_ext.protocols import UserError
+
+Identity = tuple[Path, int, int]
+"""Path, mtime in ns, size in bytes: a file that was written anew is another one."""
+
+_READ = ".safetensors"
+_KNOWN = (_READ, ".pt", ".ckpt")
+
+
+def identity(path: Path) -> Identity | None:
+    """What tells a file from the one that it replaced; None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return path, status.st_mtime_ns, status.st_size
+
+
+class NetworkLibrary:
+    """The network files in some folders and their sub-folders.
+
+    Every call looks at the folders anew, so a file that was just written is there; headers are read once a file.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = tuple(folders)
+        self._headers: dict[Identity, NetworkHeader | None] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The file of this stem, or else of this stem in other letter case, or else of this `ss_output_name`.
+
+        Earlier folders come first. An `ss_output_name` that several files share stands for none of them. Files that
+        cannot be applied (`.pt`, `.ckpt`) are found too, so that reading them can say so.
+        """
+        files = sorted(self._files(_KNOWN), key=lambda path: _KNOWN.index(path.suffix.lower()))
+        for same in (str.__eq__, _equal_but_for_case):
+            for path in files:
+                if same(path.stem, name):
+                    return path
+        aliased = [path for path in files if self.alias(path) == name]
+        return aliased[0] if len(aliased) == 1 else None
+
+    def names(self) -> list[str]:
+        """Stems of all files that can be read, sorted."""
+        return sorted({path.stem for path in self._files((_READ,))}, key=str.lower)
+
+    def epochs_of(self, name: str) -> list[tuple[int | None, Path]]:
+        """The epochs of the latest run of this name, in order, the last file (`name.safetensors`) at the end.
+
+        The last file's epoch is the one in its metadata, None where it has none.
+        """
+        numbered = re.compile(re.escape(name) + r"-(\d{6})")
+        epochs: dict[int, Path] = {}
+        last: Path | None = None
+        for path in self._files((_READ,)):
+            match = numbered.fullmatch(path.stem)
+            if match:
+                epochs.setdefault(int(match[1]), path)
+            elif path.stem == name and last is None:
+                last = path
+        found: list[tuple[int | None, Path]] = [(number, epochs[number]) for number in sorted(epochs)]
+        if last is not None:
+            found.append((self._epoch(last), last))
+        return self._of_latest_run(found)
+
+    def alias(self, path: Path) -> str | None:
+        """`ss_output_name` in a file's metadata; None where there is none, or the file cannot be read."""
+        header = self.header(path)
+        return header.metadata.get("ss_output_name") if header else None
+
+    def header(self, path: Path) -> NetworkHeader | None:
+        """A file's header, read once for each state of the file; None where it cannot be read."""
+        key = identity(path)
+        if key is None:
+            return None
+        if key not in self._headers:
+            for stale in [each for each in self._headers if each[0] == path]:
+                del self._headers[stale]
+            try:
+                self._headers[key] = scan_network(path)
+            except UserError:
+                self._headers[key] = None
+        return self._headers[key]
+
+    def _files(self, suffixes: Sequence[str]) -> Iterator[Path]:
+        for folder in self.folders:
+            for root, directories, names in os.walk(folder, followlinks=True):
+                directories.sort(key=str.lower)
+                for name in sorted(names, key=str.lower):
+                    if os.path.splitext(name)[1].lower() in suffixes:
+                        yield Path(root, name)
+
+    def _epoch(self, path: Path) -> int | None:
+        header = self.header(path)
+        text = header.metadata.get("ss_epoch", "") if header else ""
+        return int(text) if text.isdecimal() else None
+
+    def _of_latest_run(self, found: list[tuple[int | None, Path]]) -> list[tuple[int | None, Path]]:
+        """Leave out what an earlier run under the same name has left; files of unknown runs stay."""
+        headers = {path: self.header(path) for _, path in found}
+        metadata = {path: header.metadata if header else {} for path, header in headers.items()}
+        runs = {path: (_started(known), known.get("ss_session_id")) for path, known in metadata.items()}
+        latest = max((run for run in runs.values() if run[1]), default=None, key=lambda run: run[0])
+        return [(number, path) for number, path in found if latest is None or runs[path] == latest or not runs[path][1]]
+
+
+def _started(metadata: dict[str, str]) -> float:
+    try:
+        return float(metadata.get("ss_training_started_at", ""))
+    except ValueError:
+        return 0.0
+
+
+def _equal_but_for_case(left: str, right: str) -> bool:
+    return left.casefold() == right.casefold()

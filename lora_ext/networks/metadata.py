@@ -1,0 +1,236 @@
+"""What a network file says of itself: sd-scripts' `ss_*` keys and the `modelspec.*` 1.0.1 keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType
+from lora_ext.config.train_config import TrainConfig, resolution_of
+
+_OPTIMIZERS = {"AdamW": "torch.optim.adamw.AdamW"}
+_SGM = "https://github.com/Stability-AI/generative-models"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """The checkpoint that was trained on: file name, the WebUI's old 8-digit hash, sha256 (None where unknown)."""
+
+    name: str
+    legacy_hash: str | None
+    sha256: str | None
+    architecture: Architecture
+    prediction_type: PredictionType
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run knows at the time of a save and its configuration does not.
+
+    Times are Unix seconds. `output_name` is the stem of the file that is written. Pictures are counted with their
+    repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs` {folder: {"n_repeats": n, "img_count": n}},
+    `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}}, "mean_img_ar_error": x} or None.
+    """
+
+    output_name: str
+    session_id: int
+    training_started_at: float
+    training_finished_at: float
+    checkpoint: CheckpointFacts
+    num_train_images: int
+    num_batches_per_epoch: int
+    num_epochs: int
+    max_train_steps: int
+    epoch: int
+    steps: int
+    dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    bucket_info: Mapping[str, Any] | None = None
+    vae_name: str | None = None
+    vae_hash: str | None = None
+    new_vae_hash: str | None = None
+    author: str | None = None
+    license: str | None = None
+    description: str | None = None
+    timestep_range: tuple[int, int] | None = None
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
+    """What a file says of the checkpoint."""
+    path = checkpoint.path
+    return CheckpointFacts(
+        name=path.name if path else checkpoint.name,
+        legacy_hash=legacy_file_hash(path) if path and path.is_file() else None,
+        sha256=checkpoint.sha256 or None,
+        architecture=checkpoint.architecture,
+        prediction_type=checkpoint.prediction_type,
+    )
+
+
+def legacy_file_hash(path: Path) -> str:
+    """The WebUI's old model hash: 8 digits of the sha256 of 64 KiB from 1 MiB on."""
+    with open(path, "rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
+    """All metadata of a file but its hashes; every value is text, "None" where there is none.
+
+    Options of sd-scripts that are no settings here stand with the value that they have there when they are off.
+    """
+    values = {
+        **_run_values(facts),
+        **_learning_values(config),
+        **_loss_values(config),
+        **_dataset_values(config, facts),
+        **_checkpoint_values(facts),
+    }
+    training = {f"ss_{key}": str(value) for key, value in values.items()}
+    return training | _modelspec(config, facts)
+
+
+def _run_values(facts: RunFacts) -> dict[str, Any]:
+    return {
+        "session_id": facts.session_id,
+        "training_started_at": facts.training_started_at,
+        "training_finished_at": facts.training_finished_at,
+        "output_name": facts.output_name,
+        "num_train_images": facts.num_train_images,
+        "num_validation_images": 0,
+        "num_reg_images": 0,
+        "num_batches_per_epoch": facts.num_batches_per_epoch,
+        "num_epochs": facts.num_epochs,
+        "max_train_steps": facts.max_train_steps,
+        "epoch": facts.epoch,
+        "steps": facts.steps,
+    }
+
+
+def _learning_values(config: TrainConfig) -> dict[str, Any]:
+    learning, network, memory = config.learning, config.network, config.memory
+    return {
+        "learning_rate": learning.learning_rate,
+        "text_encoder_lr": learning.text_encoder_lr,
+        "unet_lr": learning.unet_lr,
+        "gradient_checkpointing": memory.gradient_checkpointing,
+        "gradient_accumulation_steps": learning.gradient_accumulation_steps,
+        "lr_warmup_steps": learning.lr_warmup_steps,
+        "lr_scheduler": learning.lr_scheduler,
+        "optimizer": f"{_OPTIMIZERS[learning.optimizer_type]}(weight_decay={learning.weight_decay})",
+        "max_grad_norm": learning.max_grad_norm,
+        "seed": learning.seed,
+        "network_module": "networks.lora",
+        "network_dim": network.network_dim,
+        "network_alpha": network.network_alpha,
+        "network_dropout": None,
+        "network_args": json.dumps({}),
+        "scale_weight_norms": None,
+        "mixed_precision": memory.mixed_precision,
+        "full_fp16": False,
+        "lowram": False,
+        "cache_latents": True,
+        "training_comment": config.saving.training_comment or None,
+    }
+
+
+def _loss_values(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "noise_offset": config.loss.noise_offset or None,
+        "noise_offset_random_strength": False,
+        "multires_noise_iterations": None,
+        "multires_noise_discount": 0.3,
+        "adaptive_noise_scale": None,
+        "zero_terminal_snr": False,
+        "prior_loss_weight": 1.0,
+        "min_snr_gamma": config.loss.min_snr_gamma,
+        "ip_noise_gamma": None,
+        "debiased_estimation": False,
+        "loss_type": "l2",
+        "huber_schedule": "snr",
+        "huber_scale": 1.0,
+        "huber_c": 0.1,
+        "validation_seed": None,
+        "validation_split": 0.0,
+    }
+
+
+def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
+    dataset, captions, learning = config.dataset, config.captions, config.learning
+    buckets = dataset.enable_bucket
+    return {
+        "batch_size_per_device": learning.train_batch_size,
+        "total_batch_size": learning.train_batch_size * learning.gradient_accumulation_steps,
+        "resolution": resolution_of(dataset.resolution),
+        "color_aug": False,
+        "flip_aug": False,
+        "random_crop": False,
+        "face_crop_aug_range": None,
+        "shuffle_caption": captions.shuffle_caption,
+        "keep_tokens": captions.keep_tokens,
+        "caption_dropout_rate": 0.0,
+        "caption_dropout_every_n_epochs": 0,
+        "caption_tag_dropout_rate": 0.0,
+        "clip_skip": captions.clip_skip,
+        "max_token_length": None if captions.max_token_length == 75 else captions.max_token_length,
+        "enable_bucket": buckets,
+        "bucket_no_upscale": buckets and dataset.bucket_no_upscale,
+        "min_bucket_reso": dataset.min_bucket_reso if buckets else None,
+        "max_bucket_reso": dataset.max_bucket_reso if buckets else None,
+        "bucket_info": json.dumps(facts.bucket_info),
+        "dataset_dirs": json.dumps(facts.dataset_dirs),
+        "reg_dataset_dirs": json.dumps({}),
+        "tag_frequency": json.dumps(facts.tag_frequency),
+    }
+
+
+def _checkpoint_values(facts: RunFacts) -> dict[str, Any]:
+    checkpoint = facts.checkpoint
+    return {
+        "sd_model_name": checkpoint.name,
+        "sd_model_hash": checkpoint.legacy_hash,
+        "new_sd_model_hash": checkpoint.sha256,
+        "vae_name": facts.vae_name,
+        "vae_hash": facts.vae_hash,
+        "new_vae_hash": facts.new_vae_hash,
+        "v2": checkpoint.architecture == "SD2",
+        "base_model_version": _base_model_version(checkpoint),
+    }
+
+
+def _base_model_version(checkpoint: CheckpointFacts) -> str:
+    if checkpoint.architecture == "SD2":
+        return "sd_v2_v" if checkpoint.prediction_type == "v_prediction" else "sd_v2"
+    return {"SD1": "sd_v1", "SDXL": "sdxl_base_v1-0"}[checkpoint.architecture]
+
+
+def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
+    """The `modelspec.*` keys, without those that have no value."""
+    checkpoint = facts.checkpoint
+    v_prediction = checkpoint.prediction_type == "v_prediction"
+    architecture = {
+        "SD1": "stable-diffusion-v1",
+        "SD2": "stable-diffusion-v2-768-v" if v_prediction else "stable-diffusion-v2-512",
+        "SDXL": "stable-diffusion-xl-v1-base",
+    }[checkpoint.architecture]
+    size = resolution_of(config.dataset.resolution)
+    values = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{architecture}/lora",
+        "implementation": _SGM if checkpoint.architecture == "SDXL" else "diffusers",
+        "title": facts.output_name,
+        "resolution": f"{size[0]}x{size[1]}" if size else None,
+        "date": datetime.fromtimestamp(int(facts.training_finished_at)).isoformat(),
+        "prediction_type": "v" if v_prediction else "epsilon",
+        "timestep_range": ",".join(map(str, facts.timestep_range)) if facts.timestep_range else None,
+        "encoder_layer": str(config.captions.clip_skip),
+        "author": facts.author,
+        "license": facts.license,
+        "description": facts.description,
+    }
+    return {f"modelspec.{key}": value for key, value in values.items() if value is not None}

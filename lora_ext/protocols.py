@@ -1,0 +1,233 @@
+"""What the core needs of the program around it, and what it tells that program: hosts, events, control.
+
+Standard library only; every other module may import this one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:  # annotations only: nothing is imported upwards when the program runs
+    from PIL import Image
+
+    from lora_ext.checkpoint.checkpoint import Checkpoint
+
+Progress = Callable[[int, int], None]
+"""Called as progress(done, total) while something long goes on."""
+
+MessageLevel = Literal["info", "warning", "error"]
+
+
+class UserError(Exception):
+    """Something a person can put right; the message names the value, what is allowed, and the remedy."""
+
+
+class ConfigError(UserError):
+    """All problems that were found in a set of settings, reported together."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        count = len(self.problems)
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} in the settings:\n{lines}")
+
+
+class Cancelled(Exception):
+    """Raised inside long work after its `Control` was told to stop, where there is nothing to keep."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer update. `loss` is the mean over the update's batches; `seconds` is its wall time."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    total_epochs: int
+    loss: float
+    learning_rates: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished pass over the dataset; `loss` is the mean over its steps."""
+
+    epoch: int
+    total_epochs: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A network file that has just been written whole."""
+
+    path: Path
+    epoch: int
+    step: int
+    is_last: bool
+
+
+class Events:
+    """What a run tells the program around it; every method may be overridden, all do nothing here."""
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """A stage before or between steps ("caching latents") has come to `done` of `total`."""
+
+    def run_started(self, total_steps: int, total_epochs: int) -> None:
+        """The first step is about to be taken."""
+
+    def step(self, report: StepReport) -> None:
+        """An optimizer update was made."""
+
+    def epoch(self, report: EpochReport) -> None:
+        """An epoch has ended."""
+
+    def saved(self, saved: SavedNetwork) -> None:
+        """A network file was written."""
+
+    def message(self, level: MessageLevel, text: str) -> None:
+        """Something worth reading by a person."""
+
+
+class Control:
+    """What a person asks of a run while it goes on; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._cancel = threading.Event()
+        self._save = threading.Event()
+
+    def stop(self) -> None:
+        """End after the present step and keep what is trained."""
+        self._stop.set()
+
+    def cancel(self) -> None:
+        """End after the present step and write nothing more."""
+        self._cancel.set()
+
+    def save_now(self) -> None:
+        """Write the network after the present step and go on."""
+        self._save.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to end, keeping its work or not."""
+        return self._stop.is_set() or self._cancel.is_set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run is to end without writing anything more."""
+        return self._cancel.is_set()
+
+    def take_save_request(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked = self._save.is_set()
+        self._save.clear()
+        return asked
+
+    def raise_if_stopping(self) -> None:
+        """Raise `Cancelled` when the run is to end; for stages before there is anything to keep."""
+        if self.stopping:
+            raise Cancelled("stopped on request")
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One call for images. `prompt` may hold `<lora:…>` tags; seeds count up through a batch.
+
+    `width`, `height` in pixels (multiples of 8); `clip_skip` 1 is the encoder's last layer.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg_scale: float = 7.0
+    sampler: str = "Euler a"
+    seed: int = -1
+    batch_size: int = 1
+    clip_skip: int = 1
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A picture with the WebUI's infotext and what there is to tell about it (unknown tags, …)."""
+
+    image: Image.Image
+    seed: int
+    infotext: str
+    messages: tuple[str, ...] = ()
+
+
+class ImageGenerator(Protocol):
+    """Renders pictures with whatever is loaded."""
+
+    def generate(self, request: GenerateRequest, progress: Progress | None = None) -> list[GeneratedImage]:
+        """Render `request.batch_size` pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a status bar shows of the loaded checkpoint."""
+
+    name: str
+    architecture: str
+    prediction_type: str
+    device: str
+    dtype: str
+    vae: str = "baked"
+    free_memory_gb: float | None = None
+    total_memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a host keeps things: network files are written to the first of `networks`, and read from all."""
+
+    networks: tuple[Path, ...]
+    runs: Path
+    images: Path
+
+
+class Borrow(Protocol):
+    """Exclusive use of the host's checkpoint, from entering to leaving a `Host.borrow()` block."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded checkpoint, unpatched, frozen, ready to train adapters on."""
+        ...
+
+
+class Host(ImageGenerator, Protocol):
+    """The program around the core: it owns the checkpoint, renders pictures, and has folders."""
+
+    name: str
+
+    def checkpoint_info(self) -> CheckpointInfo:
+        """What is loaded at the moment."""
+        ...
+
+    def borrow(self) -> AbstractContextManager[Borrow]:
+        """Exclusive use of the checkpoint; everything is as it was when the block is left, however it is left."""
+        ...
+
+    def samplers(self) -> list[str]:
+        """Names that `GenerateRequest.sampler` takes."""
+        ...
+
+    def folders(self) -> Folders:
+        """Where networks, runs and pictures live."""
+        ...
+
+    def network_saved(self, path: Path) -> None:
+        """A network file was written or replaced: it is to be usable at once."""
+        ...

@@ -1,0 +1,77 @@
+"""Everything that can be wrong with a run, found before any work is done."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.folders import DatasetScan, scan_dataset
+from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.protocols import UserError
+from lora_ext.training.optimizers import learning_rates
+from lora_ext.training.plan import TrainingPlan, make_plan
+from lora_ext.training.precision import check_precision
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that has passed its checks."""
+
+    config: TrainConfig
+    output_dir: Path
+    rates: dict[str, float]
+    scan: DatasetScan
+    report: DatasetReport
+    plan: TrainingPlan
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before the start, of the dataset and of the plan."""
+        return [*self.report.warnings, *self.plan.warnings]
+
+
+def prepare_run(
+    config: TrainConfig, output_dir: Path, token_counter: Callable[[str], int] | None = None
+) -> PreparedRun:
+    """Check settings, output folder and dataset, and plan the run; raises UserError where something is wrong.
+
+    `token_counter` gives a caption's tokens; without one the report says nothing of captions that are too long.
+    """
+    rates = learning_rates(config)
+    check_output(config, output_dir)
+    scan = scan_dataset(config.dataset)
+    scan.raise_on_problems()
+    report = make_report(scan, config, token_counter)
+    return PreparedRun(config, output_dir, rates, scan, report, make_plan(config, report, output_dir))
+
+
+def check_output(config: TrainConfig, output_dir: Path) -> None:
+    """Raise UserError where the network has no name or its folder cannot be written to; makes the folder."""
+    name = config.saving.output_name
+    if not name.strip():
+        raise UserError("output_name is empty: give the network a name, for its files and its <lora:name:1> tag")
+    if name != name.strip():
+        raise UserError(f"output_name = {name!r} begins or ends with a space: take it away")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"output folder {output_dir} cannot be written to ({reason}): choose another output_dir or free this one"
+        ) from error
+
+
+def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
+    """Raise UserError where the loaded checkpoint is of a kind that cannot be trained."""
+    if checkpoint.architecture == "SDXL" or len(checkpoint.text_encoders) != 1:
+        raise UserError(
+            f"{checkpoint.name} is a checkpoint of kind {checkpoint.architecture} with "
+            f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
+        )
+    check_precision(config, checkpoint.device)

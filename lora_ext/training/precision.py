@@ -1,0 +1,66 @@
+"""The number formats of a run: what the base computes in, and the way back to the very tensors that were there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.protocols import UserError
+
+
+def training_dtype(config: TrainConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of the base's weights during the run.
+
+    `no` is fp32. `bf16` leaves an fp32 base as it is, to compute under autocast, and takes any other base as bf16.
+    """
+    if config.memory.mixed_precision == "no" or checkpoint.dtype == torch.float32:
+        return torch.float32
+    return torch.bfloat16
+
+
+def autocasting(config: TrainConfig, checkpoint: Checkpoint) -> AbstractContextManager[object]:
+    """Context of a forward pass: bf16 autocast where an fp32 base is to compute in bf16, otherwise nothing."""
+    if config.memory.mixed_precision == "bf16" and training_dtype(config, checkpoint) == torch.float32:
+        autocast: AbstractContextManager[object] = torch.autocast(checkpoint.device.type, torch.bfloat16)
+        return autocast
+    return nullcontext()
+
+
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Raise UserError where the device cannot compute in the wanted precision."""
+    if config.memory.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"mixed_precision = bf16: {name} has no bf16; set mixed_precision to no")
+
+
+@contextmanager
+def computing_in(modules: Iterable[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """Cast the floating parameters and buffers of `modules` to `dtype`, and put the original tensors back at the end.
+
+    The originals are kept, not converted back: afterwards every tensor has its own memory, with the same bits.
+    """
+    originals: list[tuple[Tensor, Tensor]] = []
+    try:
+        for tensor in _distinct_tensors(modules):
+            if tensor.is_floating_point() and tensor.dtype != dtype:
+                originals.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for tensor, original in originals:
+            tensor.data = original
+
+
+def _distinct_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Each parameter and buffer once, also where modules share it."""
+    seen: set[int] = set()
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor

@@ -1,0 +1,250 @@
+"""The trainer: from a checkpoint and a configuration to network files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.dataset import Batch, ImageDataset
+from lora_ext.dataset.encodings import EncodingCache
+from lora_ext.networks.network import Network
+from lora_ext.networks.targets import find_targets
+from lora_ext.protocols import Cancelled, Control, EpochReport, Events, StepReport, UserError
+from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
+from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
+from lora_ext.training.conditioning import TextConditioning, token_count
+from lora_ext.training.freezing import frozen
+from lora_ext.training.noise import generator_for
+from lora_ext.training.optimizers import make_optimizer, set_learning_rates
+from lora_ext.training.plan import TrainingPlan, saves_epoch
+from lora_ext.training.precision import autocasting, computing_in, training_dtype
+from lora_ext.training.run_facts import MetadataOfRun
+from lora_ext.training.saving import NetworkSaver
+from lora_ext.training.schedules import lr_factor, warmup_steps
+from lora_ext.training.step import TrainingStep, windows
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run has come to.
+
+    `files` are those written and still there, the last one last; `losses` has one entry a step (nan where a step was
+    left out), `final_loss` is the mean of the last epoch's. `stopped`: ended on request before its last step;
+    `cancelled`: and without writing a last file.
+    """
+
+    files: list[Path]
+    steps: int
+    epochs: int
+    final_loss: float
+    stopped: bool = False
+    cancelled: bool = False
+    losses: list[float] = field(default_factory=list)
+    bad_steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Run:
+    """A run between its first and its last step."""
+
+    plan: TrainingPlan
+    dataset: ImageDataset
+    step: TrainingStep
+    saver: NetworkSaver
+    factor: Callable[[int], float]
+    epoch: int = 0
+    losses: list[float] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+
+class Trainer:
+    """Trains a network on a checkpoint that belongs to someone else, and leaves it as it was."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        output_dir: Path,
+        events: Events | None = None,
+        control: Control | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = config
+        self.output_dir = output_dir
+        self.events = events or Events()
+        self.control = control or Control()
+
+    def run(self) -> TrainingResult:
+        """Train, and write the network's files.
+
+        Raises UserError for everything that a person can put right; a run that is told to end returns normally.
+        """
+        started = time.perf_counter()
+        try:
+            return self._run(started)
+        except Cancelled:
+            self.events.message("info", "Ended before the first step: nothing was trained, nothing was written.")
+            return TrainingResult(
+                [], 0, 0, math.nan, stopped=True, cancelled=self.control.cancelled,
+                seconds=time.perf_counter() - started,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise UserError(out_of_memory_text(self.config, self.checkpoint.device)) from error
+            raise
+
+    def _run(self, started: float) -> TrainingResult:
+        checkpoint, config = self.checkpoint, self.config
+        check_checkpoint(config, checkpoint)
+        encoder = checkpoint.text_encoders[0]
+        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption))
+        self._announce(prepared)
+        metadata = MetadataOfRun(checkpoint, prepared)
+        dtype = training_dtype(config, checkpoint)
+        with ExitStack() as undo:
+            undo.enter_context(frozen(checkpoint))
+            undo.enter_context(computing_in([checkpoint.unet, encoder.module], dtype))
+            network = self._network(prepared)
+            dataset = self._cached_dataset(prepared)
+            encode = self._text_encoding(dataset, trained="text_encoder" in prepared.rates)
+            undo.enter_context(network.attached())
+            if config.memory.gradient_checkpointing:
+                blocks = checkpointed_blocks(checkpoint, with_text_encoders="text_encoder" in prepared.rates)
+                undo.enter_context(gradient_checkpointing(blocks))
+            optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
+            steps = prepared.plan.total_steps
+            warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
+            run = _Run(
+                plan=prepared.plan,
+                dataset=dataset,
+                step=TrainingStep(checkpoint, config, optimizer, encode),
+                saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
+                factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
+            )
+            self._train(run)
+        return self._result(run, started)
+
+    def _announce(self, prepared: PreparedRun) -> None:
+        for line in (*prepared.report.summary(), *prepared.plan.summary()):
+            self.events.message("info", line)
+        for line in prepared.warnings:
+            self.events.message("warning", line)
+        learning = self.config.learning
+        for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
+            if part not in prepared.rates and (rate == 0 or (rate is None and learning.learning_rate == 0)):
+                self.events.message("warning", f"The {part.replace('_', ' ')} is not trained: its learning rate is 0.")
+
+    def _network(self, prepared: PreparedRun) -> Network:
+        """Fresh adapters for the parts that have a learning rate."""
+        targets = [t for t in find_targets(self.checkpoint, self.config.network) if t.group in prepared.rates]
+        return Network(targets, generator_for(self.config.learning.seed, "network"))
+
+    def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
+        """The dataset with its latents, encoded in fp32: half-precision VAEs give NaN."""
+        dataset = ImageDataset(prepared.scan, self.config)
+        generator = generator_for(self.config.learning.seed, "latents")
+        with torch.no_grad(), computing_in([self.checkpoint.vae], torch.float32):
+            dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
+        self.control.raise_if_stopping()
+        return dataset
+
+    def _text_encoding(self, dataset: ImageDataset, trained: bool) -> Callable[[list[str]], Tensor]:
+        """What gives the text states of captions: the encoder itself while it is trained, otherwise a cache."""
+        settings = self.config.captions
+        conditioning = TextConditioning(self.checkpoint.text_encoders[0], settings.clip_skip, settings.max_token_length)
+        conditioning.fit(dataset.captions)
+        if trained:
+            return conditioning.encode
+        cache = EncodingCache(conditioning.encode)
+        if not settings.shuffle_caption:
+            with autocasting(self.config, self.checkpoint):
+                cache.prepare(dataset.captions, self.events, self.control)
+        return cache
+
+    def _train(self, run: _Run) -> None:
+        """The loop over epochs and steps, and the last file."""
+        plan, saver, config = run.plan, run.saver, self.config
+        self.events.run_started(plan.total_steps, plan.total_epochs)
+        for epoch in range(1, plan.total_epochs + 1):
+            run.epoch, run.epoch_losses = epoch, []
+            for batches in windows(run.dataset.batches(epoch), config.learning.gradient_accumulation_steps):
+                self._take_step(run, batches)
+                if self.control.stopping or run.steps == plan.total_steps:
+                    break
+                if self.control.take_save_request():
+                    saver.save_step(epoch, run.steps)
+            if self.control.stopping:
+                break
+            self.events.epoch(EpochReport(epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
+            if saves_epoch(config.saving, epoch, plan.total_epochs):
+                saver.save_epoch(epoch, run.steps)
+        if not self.control.cancelled:
+            saver.save_last(run.epoch, run.steps)
+
+    def _take_step(self, run: _Run, batches: Sequence[Batch]) -> None:
+        """One optimizer update, and its report."""
+        began = time.perf_counter()
+        rates = set_learning_rates(run.step.optimizer, run.factor(run.steps))
+        loss = run.step.update(batches)
+        run.losses.append(loss)
+        run.epoch_losses.append(loss)
+        if not math.isfinite(loss):
+            self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
+        self.events.step(
+            StepReport(
+                run.steps, run.plan.total_steps, run.epoch, run.plan.total_epochs, loss, rates,
+                time.perf_counter() - began,
+            )
+        )  # fmt: skip
+
+    def _result(self, run: _Run, started: float) -> TrainingResult:
+        stopped = self.control.stopping and run.steps < run.plan.total_steps
+        return TrainingResult(
+            files=run.saver.files,
+            steps=run.steps,
+            epochs=run.epoch,
+            final_loss=mean_finite(run.epoch_losses),
+            stopped=stopped,
+            cancelled=self.control.cancelled,
+            losses=run.losses,
+            bad_steps=run.step.bad_steps,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def mean_finite(losses: Sequence[float]) -> float:
+    """Mean of the losses that are numbers; nan where there are none."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for want of memory, on a GPU or on the CPU."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def out_of_memory_text(config: TrainConfig, device: torch.device) -> str:
+    """What to do where memory does not suffice for a run."""
+    advice = []
+    if not config.memory.gradient_checkpointing:
+        advice.append("switch gradient_checkpointing on")
+    if config.learning.train_batch_size > 1:
+        advice.append(f"lower train_batch_size (now {config.learning.train_batch_size})")
+    advice.append(f"lower resolution (now {config.dataset.resolution})")
+    if not config.network.network_train_unet_only:
+        advice.append("switch network_train_unet_only on")
+    return f"not enough memory on {device} for this run: {', '.join(advice)}"

@@ -1,0 +1,1 @@
+"""The Gradio pages; the only place that imports gradio."""

@@ -1,0 +1,50 @@
+"""Fixed HTML of the page; javascript/lora_workshop.js fills in what changes."""
+
+from __future__ import annotations
+
+from html import escape
+
+
+def step_heading(number: int, title: str) -> str:
+    """The heading of one step of the work."""
+    return f'<h3 class="lw-step"><span>{number}</span>{escape(title)}</h3>'
+
+
+CONTROLS = """
+<div class="lw-controls">
+  <button type="button" class="lw-button" id="lw-save" data-lw-action="save" disabled>Save now</button>
+  <button type="button" class="lw-button" id="lw-stop" data-lw-action="stop" disabled>Stop and keep</button>
+  <button type="button" class="lw-button" id="lw-cancel" data-lw-action="cancel" disabled>Cancel</button>
+  <span id="lw-control-error" class="lw-control-error" role="alert"></span>
+</div>
+"""
+
+LIVE_PANEL = """
+<section id="lw-live" class="lw-live" data-state="idle" aria-label="training">
+  <p class="lw-run-line"><span id="lw-run-state" class="lw-pill">idle</span><b id="lw-run-name"></b></p>
+  <div id="lw-bar" class="lw-bar" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100">
+    <div id="lw-bar-fill"></div>
+  </div>
+  <p id="lw-run-facts" class="lw-run-facts"></p>
+  <p id="lw-run-note" class="lw-run-note"></p>
+  <ul id="lw-queue" class="lw-queue"></ul>
+  <div class="lw-columns">
+    <div><h4>Loss</h4><div id="lw-chart" class="lw-chart-box">
+      <p class="lw-hint">The loss of each step appears here.</p></div></div>
+    <div><h4>Saved epochs</h4><ul id="lw-saved" class="lw-saved"></ul></div>
+  </div>
+  <ul id="lw-messages" class="lw-messages"></ul>
+</section>
+"""
+
+RUNS_PANEL = """
+<section class="lw-runs-page">
+  <table class="lw-runs">
+    <thead><tr><th>Name</th><th>State</th><th>Started</th><th>Steps</th><th>Loss</th><th>Files</th><th></th></tr></thead>
+    <tbody id="lw-runs"></tbody>
+  </table>
+  <p id="lw-runs-empty" class="lw-hint">No runs yet.</p>
+  <ul id="lw-runs-notes" class="lw-hint"></ul>
+  <div id="lw-run-detail" class="lw-run-detail"></div>
+</section>
+"""

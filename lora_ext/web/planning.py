@@ -1,0 +1,101 @@
+"""A dataset's report and a run's plan while a person is still choosing settings."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lora_ext.checkpoint.text.bpe import clip_tokenizer
+from lora_ext.config.train_config import DatasetSettings, TrainConfig
+from lora_ext.dataset.buckets import choose_bucket
+from lora_ext.dataset.folders import DatasetScan, ImageEntry, scan_dataset
+from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.jobs.recording import output_folder
+from lora_ext.jobs.records import json_value
+from lora_ext.protocols import Host, UserError
+from lora_ext.training.plan import TrainingPlan, make_plan
+
+_KEPT_SCANS = 4
+_SECONDS_FRESH = 60.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """A dataset as it was seen, and what the settings make of it."""
+
+    scan: DatasetScan
+    report: DatasetReport
+
+
+class PlanningDesk:
+    """Looks at datasets and plans runs; a folder that was seen a moment ago is not read again for each change.
+
+    `allowed_roots` are the folders that may be read and written, None is every one that the program can.
+    """
+
+    def __init__(self, host: Host, allowed_roots: Sequence[Path] | None = None) -> None:
+        self.host = host
+        self.allowed_roots = allowed_roots
+        self._scans: dict[DatasetSettings, tuple[float, DatasetScan]] = {}
+        self._lock = threading.Lock()
+
+    def look(self, config: TrainConfig, fresh: bool = True) -> Look:
+        """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
+        self.check_paths(config)
+        scan = self._scan(config.dataset, fresh)
+        return Look(scan, make_report(scan, config, count_tokens))
+
+    def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
+        """The report, and the steps and files of a run."""
+        look = self.look(config, fresh)
+        return look, make_plan(config, look.report, output_folder(config, self.host))
+
+    def check_paths(self, config: TrainConfig) -> None:
+        """Raise UserError where the settings lead out of the allowed folders."""
+        if self.allowed_roots is None:
+            return
+        for name, text in (
+            ("train_data_dir", config.dataset.train_data_dir),
+            ("output_dir", config.saving.output_dir),
+        ):
+            path = Path(text.strip()).expanduser().resolve()
+            if text.strip() and not any(path.is_relative_to(root.resolve()) for root in self.allowed_roots):
+                there = ", ".join(str(root) for root in self.allowed_roots)
+                raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
+
+    def _scan(self, settings: DatasetSettings, fresh: bool) -> DatasetScan:
+        key = DatasetSettings(
+            train_data_dir=settings.train_data_dir,
+            num_repeats=settings.num_repeats,
+            caption_extension=settings.caption_extension,
+        )
+        with self._lock:
+            seen = self._scans.get(key)
+            if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
+                return seen[1]
+            scan = scan_dataset(replace(settings))
+            self._scans.pop(key, None)
+            while len(self._scans) >= _KEPT_SCANS:
+                del self._scans[next(iter(self._scans))]
+            self._scans[key] = (time.monotonic(), scan)
+            return scan
+
+
+def count_tokens(caption: str) -> int:
+    """CLIP tokens of a caption, without the begin and end marks."""
+    return len(clip_tokenizer()(caption, add_special_tokens=False, verbose=False).input_ids)
+
+
+def bucket_of(entry: ImageEntry, config: TrainConfig) -> tuple[int, int]:
+    """(width, height) at which a picture is trained."""
+    return choose_bucket(entry.width, entry.height, config.dataset).size
+
+
+def plan_as_json(look: Look, plan: TrainingPlan) -> dict[str, Any]:
+    """Report and plan as JSON values."""
+    values = {**asdict(plan), "files": [str(path) for path in plan.files], "summary": plan.summary()}
+    return {"dataset": json_value(look.report.to_dict()), "plan": json_value(values)}

@@ -1,0 +1,146 @@
+"""The program's HTTP routes: start a run, ask how it goes, control it, look at datasets and pictures.
+
+Every route asks the injected `authenticate` first and refuses pages of other sites. What a person can put right is
+answered as 400 with {"error": …, "problems": […]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+
+from lora_ext.config.toml_files import read_config
+from lora_ext.config.train_config import flat_values, make_config
+from lora_ext.jobs.runner import JobRunner
+from lora_ext.protocols import Host, UserError
+from lora_ext.web.chart import loss_chart
+from lora_ext.web.checkpoint_line import checkpoint_line
+from lora_ext.web.pictures import ROUTES, check_signature, media_type, thumbnail
+from lora_ext.web.planning import PlanningDesk, plan_as_json
+from lora_ext.web.requests import UserErrorRoute, refuse_other_sites
+
+_NEVER_STORE = {"Cache-Control": "no-store"}
+_PICTURE_SUFFIXES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+
+class SettingsBody(BaseModel):
+    """Settings by name, as in a TOML file without its tables."""
+
+    settings: dict[str, Any]
+
+
+class RunBody(BaseModel):
+    """Which run is meant."""
+
+    id: str
+
+
+def make_router(
+    runner: JobRunner, host: Host, authenticate: Callable[..., Any], desk: PlanningDesk | None = None
+) -> APIRouter:
+    """The routes under `lora-workshop/api`. `authenticate` is a FastAPI dependency that raises HTTPException."""
+    router = APIRouter(
+        prefix=f"/{ROUTES}",
+        route_class=UserErrorRoute,
+        dependencies=[Depends(authenticate), Depends(refuse_other_sites)],
+        tags=["LoRA Workshop"],
+    )
+    planning = desk or PlanningDesk(host)
+    _add_planning(router, runner, planning)
+    _add_runs(router, runner, host)
+    _add_control(router, runner)
+    _add_pictures(router)
+    return router
+
+
+def _add_planning(router: APIRouter, runner: JobRunner, desk: PlanningDesk) -> None:
+    @router.post("/plan")
+    def plan(body: SettingsBody) -> dict[str, Any]:
+        """The dataset's report and the steps and files of a run with these settings."""
+        return plan_as_json(*desk.plan(make_config(body.settings), fresh=True))
+
+    @router.get("/dataset")
+    def dataset(path: str) -> dict[str, Any]:
+        """The report of a folder of pictures, with the other settings at their defaults."""
+        report: dict[str, Any] = desk.look(make_config({"train_data_dir": path})).report.to_dict()
+        return report
+
+    @router.post("/start")
+    def start(body: SettingsBody) -> dict[str, Any]:
+        """Start a run, or queue it behind the one that goes on."""
+        config = make_config(body.settings)
+        desk.check_paths(config)
+        return runner.start(config).as_json()
+
+
+def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
+    @router.get("/status")
+    def status(response: Response, run: str | None = None) -> dict[str, Any]:
+        """How a run goes on (the present or latest one without an id), and what is loaded."""
+        response.headers.update(_NEVER_STORE)
+        info = host.checkpoint_info()
+        checkpoint = {**asdict(info), "line": checkpoint_line(info)}
+        return {**runner.status(run).as_json(), "checkpoint": checkpoint}
+
+    @router.get("/runs")
+    def runs(response: Response) -> dict[str, Any]:
+        """All runs, the newest first, and what lies among them and is no run."""
+        response.headers.update(_NEVER_STORE)
+        registry = runner.registry
+        return {"runs": [record.as_json() for record in registry.records()], "notes": registry.notes()}
+
+    @router.get("/run/{run_id}")
+    def run(run_id: str, response: Response) -> dict[str, Any]:
+        """A run's record, its settings, and the loss of each step."""
+        response.headers.update(_NEVER_STORE)
+        record = runner.registry.record(run_id)
+        losses = [[step.step, step.loss] for step in runner.registry.steps(run_id)]
+        settings = flat_values(read_config(runner.registry.config_path(run_id)))
+        return {"run": record.as_json(), "settings": settings, "losses": losses}
+
+    @router.get("/run/{run_id}/chart")
+    def chart(run_id: str) -> Response:
+        """The loss of each step as SVG, to be put into a page."""
+        record = runner.registry.record(run_id)
+        points = [(step.step, step.loss) for step in runner.registry.steps(run_id) if step.loss is not None]
+        return Response(loss_chart(points, record.total_steps), media_type="image/svg+xml", headers=_NEVER_STORE)
+
+
+def _add_control(router: APIRouter, runner: JobRunner) -> None:
+    @router.post("/stop")
+    def stop(body: RunBody) -> dict[str, Any]:
+        """End the run after its present step and keep what is trained."""
+        return runner.stop(body.id).as_json()
+
+    @router.post("/cancel")
+    def cancel(body: RunBody) -> dict[str, Any]:
+        """End the run after its present step and write nothing more."""
+        return runner.cancel(body.id).as_json()
+
+    @router.post("/save")
+    def save(body: RunBody) -> dict[str, Any]:
+        """Write a file after the present step and go on."""
+        return runner.save_now(body.id).as_json()
+
+
+def _add_pictures(router: APIRouter) -> None:
+    @router.get("/picture")
+    def picture(path: str, size: int, changed: int, key: str) -> Response:
+        """A picture that the program itself has shown; `size` 0 is the file, otherwise the longest side."""
+        check_signature(path, size, changed, key)
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"{path}: this picture is no longer there")
+        if size:
+            small = thumbnail(file, size, changed)
+            return Response(small, media_type=media_type(small), headers={"Cache-Control": "private, max-age=86400"})
+        kind = _PICTURE_SUFFIXES.get(file.suffix.lower())
+        if kind is None:
+            raise UserError(f"{path} is not a picture")
+        return FileResponse(file, media_type=kind, headers={"Cache-Control": "private, no-cache"})

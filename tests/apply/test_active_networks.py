@@ -1,0 +1,305 @@
+"""From tags to weights: sums, messages, exact restoring, and no work where nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_ext.apply import active as active_module
+from lora_ext.apply.active import ActiveNetworks, checkpoint_weights
+from lora_ext.apply.tags import LoraTag, parse_tags
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.config.train_config import NetworkSettings
+from lora_ext.networks.file import read_network, write_network
+from lora_ext.networks.library import NetworkLibrary
+from lora_ext.networks.network import Network
+from lora_ext.networks.targets import find_targets
+from lora_ext.networks.weight_delta import weight_delta
+
+LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+POINTWISE = "lora_unet_mid_block_attentions_0_proj_in"
+CONVOLUTION = "lora_unet_down_blocks_1_resnets_0_conv1"
+TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+
+
+class Setup:
+    """A checkpoint, a folder of networks, and what puts the one into the other."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
+        self.ledger = PatchLedger()
+        self.active = ActiveNetworks(checkpoint, self.ledger, NetworkLibrary([folder]))
+        self.weights = checkpoint_weights(checkpoint)
+        self.base = self.state()
+
+    def write(self, name: str, keys: tuple[str, ...] = (LINEAR, TEXT), rank: int = 4, seed: int = 0) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        tensors: dict[str, Tensor] = {}
+        for key in keys:
+            shape = self.weights[key].shape
+            up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator)
+            tensors[f"{key}.lora_up.weight"] = up * 0.1
+            tensors[f"{key}.lora_down.weight"] = torch.randn(rank, *shape[1:], generator=generator) * 0.1
+            tensors[f"{key}.alpha"] = torch.tensor(rank / 2)
+        path = self.folder / f"{name}.safetensors"
+        write_network(path, tensors, {"ss_output_name": f"alias of {name}"}, "fp16")
+        return path
+
+    def delta(self, name: str, key: str) -> Tensor:
+        return weight_delta(read_network(self.folder / f"{name}.safetensors").modules[key]).double()
+
+    def activate(self, prompt: str) -> list[str]:
+        return self.active.activate(parse_tags(prompt).tags)
+
+    def state(self) -> dict[str, Tensor]:
+        return {key: weight.detach().clone() for key, weight in self.weights.items()}
+
+    def changed(self) -> set[str]:
+        return {key for key, weight in self.weights.items() if not torch.equal(weight, self.base[key])}
+
+    def check(self, key: str, expected: Tensor) -> None:
+        exact = self.base[key].double() + expected.reshape(self.base[key].shape)
+        torch.testing.assert_close(self.weights[key].detach().double(), exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.fixture
+def setup(checkpoint: Checkpoint, tmp_path: Path) -> Setup:
+    return Setup(checkpoint, tmp_path)
+
+
+def test_multipliers_for_text_encoder_and_unet(setup: Setup) -> None:
+    setup.write("cat", (LINEAR, POINTWISE, CONVOLUTION, TEXT))
+    assert setup.activate("<lora:cat:0.5:0.25>") == []
+    assert setup.changed() == {LINEAR, POINTWISE, CONVOLUTION, TEXT}
+    setup.check(TEXT, 0.5 * setup.delta("cat", TEXT))
+    for key in (LINEAR, POINTWISE, CONVOLUTION):
+        setup.check(key, 0.25 * setup.delta("cat", key))
+
+
+def test_several_networks_and_the_same_name_twice_add_up(setup: Setup) -> None:
+    setup.write("cat", seed=1)
+    setup.write("dog", (LINEAR, CONVOLUTION), rank=2, seed=2)
+    assert setup.activate("<lora:cat:0.5> <lora:dog:-1> <lora:cat:0.25:1>") == []
+    setup.check(LINEAR, 1.5 * setup.delta("cat", LINEAR) - setup.delta("dog", LINEAR))
+    setup.check(TEXT, 0.75 * setup.delta("cat", TEXT))
+    setup.check(CONVOLUTION, -setup.delta("dog", CONVOLUTION))
+
+
+def test_order_does_not_matter_beyond_rounding(setup: Setup) -> None:
+    setup.write("cat", seed=1)
+    setup.write("dog", seed=2)
+    setup.activate("<lora:cat:0.5> <lora:dog:0.3>")
+    first = setup.state()
+    setup.activate("<lora:dog:0.3> <lora:cat:0.5>")
+    for key, weight in setup.state().items():
+        torch.testing.assert_close(weight, first[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("prompt", ["", "<lora:cat:0>", "<lora:cat:1> <lora:cat:-1>", "<lora:cat:0:0>"])
+def test_nothing_to_apply_restores_bit_for_bit(setup: Setup, prompt: str) -> None:
+    setup.write("cat")
+    setup.activate("<lora:cat:1>")
+    assert setup.changed()
+    assert setup.activate(prompt) == []
+    assert setup.changed() == set()
+    assert (setup.ledger.patched, setup.active.hashes()) == (0, {})
+
+
+def test_a_multiplier_of_0_leaves_that_part_alone(setup: Setup) -> None:
+    setup.write("cat")
+    setup.activate("<lora:cat:0:1>")
+    assert setup.changed() == {LINEAR}
+    setup.activate("<lora:cat:1:0>")
+    assert setup.changed() == {TEXT}
+    assert setup.ledger.patched == 1
+
+
+def test_deactivating(setup: Setup) -> None:
+    setup.write("cat")
+    setup.activate("<lora:cat:1>")
+    setup.active.deactivate()
+    assert setup.changed() == set()
+    assert setup.active.hashes() == {}
+    setup.activate("<lora:cat:1>")
+    assert setup.changed() == {LINEAR, TEXT}
+
+
+def test_the_first_ranks_alone(setup: Setup) -> None:
+    setup.write("cat", (LINEAR,))
+    module = read_network(setup.folder / "cat.safetensors").modules[LINEAR]
+    setup.activate("<lora:cat:1:dyn=2>")
+    up, down = module["lora_up.weight"].double(), module["lora_down.weight"].double()
+    setup.check(LINEAR, 0.5 * up[:, :2] @ down[:2])
+
+
+def test_unknown_names_are_told_and_the_others_applied(setup: Setup) -> None:
+    setup.write("cat")
+    messages = setup.activate("<lora:bird:1> <lora:cat:1> <lora:bird:1>")
+    assert messages == [f"<lora:bird:1>: there is no network of this name in {setup.folder}"]
+    assert setup.changed() == {LINEAR, TEXT}
+    assert setup.activate("<lora:bird:1> <lora:cat:1>") == messages
+
+
+@pytest.mark.parametrize("suffix", ["hada_w1_a", "lokr_w1", "dora_scale", "diff"])
+def test_files_of_other_kinds_are_told_and_left_out(setup: Setup, suffix: str) -> None:
+    setup.write("cat", (TEXT,))
+    path = setup.write("other", (LINEAR, POINTWISE))
+    tensors = read_network(path).tensors
+    write_network(path, {**tensors, f"{POINTWISE}.{suffix}": torch.ones(2, 2)}, {}, "fp16")
+    (message,) = setup.activate("<lora:other:1> <lora:cat:1>")
+    assert message.startswith(f"other is left out: {POINTWISE}: tensors {suffix} belong to a kind of network")
+    assert setup.changed() == {TEXT}
+    assert set(setup.active.hashes()) == {"cat"}
+    assert setup.activate("<lora:other:1> <lora:cat:1>") == [message]
+
+
+def test_broken_files_are_told_and_left_out(setup: Setup) -> None:
+    setup.write("cat")
+    path = setup.write("cut")
+    path.write_bytes(path.read_bytes()[:-10])
+    (setup.folder / "old.pt").write_bytes(b"PK\x03\x04 a pickle")
+    cut, old = setup.activate("<lora:cut:1> <lora:cat:1> <lora:old:1>")
+    assert "cut is left out" in cut and "cut.safetensors is cut off" in cut
+    assert "old is left out" in old and "is no safetensors file" in old
+    assert setup.changed() == {LINEAR, TEXT}
+
+
+def test_keys_that_match_nothing_are_counted(setup: Setup) -> None:
+    path = setup.write("cat")
+    tensors = read_network(path).tensors
+    for number in range(5):
+        tensors[f"lora_unet_input_{number}.lora_up.weight"] = torch.ones(2, 1)
+        tensors[f"lora_unet_input_{number}.lora_down.weight"] = torch.ones(1, 2)
+    write_network(path, tensors, {}, "fp16")
+    (message,) = setup.activate("<lora:cat:1>")
+    assert message == (
+        "cat: the checkpoint does not have 5 of its 7 modules "
+        "(lora_unet_input_0, lora_unet_input_1, lora_unet_input_2, …)"
+    )
+    assert setup.changed() == {LINEAR, TEXT}
+
+
+def test_a_network_of_which_nothing_matches_is_left_out(setup: Setup) -> None:
+    tensors = {"lora_te1_x.lora_up.weight": torch.ones(2, 1), "lora_te1_x.lora_down.weight": torch.ones(1, 2)}
+    write_network(setup.folder / "xl.safetensors", tensors, {}, "fp16")
+    assert setup.activate("<lora:xl:1>") == ["xl is left out: the checkpoint has none of its 1 modules (lora_te1_x)"]
+    assert setup.active.hashes() == {}
+
+
+def test_a_network_for_another_kind_of_checkpoint_is_left_out(setup: Setup) -> None:
+    path = setup.write("cat")
+    tensors = {**read_network(path).tensors, f"{TEXT}.lora_down.weight": torch.ones(4, 33)}
+    write_network(path, tensors, {}, "fp16")
+    (message,) = setup.activate("<lora:cat:1>")
+    assert "made for another kind of checkpoint" in message
+    assert "1 of 2 modules" in message
+    assert f"{TEXT} (64, 33) instead of (64, 32)" in message
+    assert setup.changed() == set()
+
+
+def test_a_file_written_anew_is_applied_anew(setup: Setup) -> None:
+    setup.write("cat", seed=1)
+    setup.activate("<lora:cat:1>")
+    first, old_hash = setup.state()[LINEAR], setup.active.hashes()
+    setup.write("cat", seed=2)
+    setup.activate("<lora:cat:1>")
+    assert not torch.equal(setup.weights[LINEAR], first)
+    setup.check(LINEAR, setup.delta("cat", LINEAR))
+    assert setup.active.hashes() != old_hash
+
+
+def test_what_is_in_place_is_not_touched(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.write("cat")
+    setup.activate("<lora:cat:1>")
+    revision = setup.ledger.revision
+    monkeypatch.setattr(active_module, "read_network", None)
+    setup.activate("a photo <lora:cat:1>")
+    assert setup.ledger.revision == revision
+    setup.activate("<lora:cat:0.5>")  # the file is in memory still
+    setup.check(LINEAR, 0.5 * setup.delta("cat", LINEAR))
+
+
+def test_it_is_applied_again_after_someone_else_had_the_weights(setup: Setup) -> None:
+    setup.write("cat")
+    setup.activate("<lora:cat:1>")
+    applied = setup.state()
+    with setup.ledger.exclusive("training"):
+        assert setup.changed() == set()
+        assert setup.activate("") == []
+        with pytest.raises(RuntimeError, match="while training"):
+            setup.activate("<lora:cat:1>")
+    setup.activate("<lora:cat:1>")
+    assert all(torch.equal(weight, applied[key]) for key, weight in setup.state().items())
+
+
+def test_few_files_stay_in_memory(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(active_module, "FILES_IN_MEMORY", 2)
+    read: list[str] = []
+    original = active_module.read_network
+    monkeypatch.setattr(active_module, "read_network", lambda path: (read.append(path.stem), original(path))[1])
+    for name in "abc":
+        setup.write(name)
+    for name in "abbcba":
+        setup.activate(f"<lora:{name}:1>")
+    assert read == ["a", "b", "c", "a"]
+
+
+def test_hashes_for_the_infotext(setup: Setup) -> None:
+    path = setup.write("cat")
+    plain = setup.folder / "plain.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    stripped = data[8 : 8 + length].replace(b"sshs_model_hash", b"xxxx_model_hash").replace(b"alias", b"other")
+    plain.write_bytes(data[:8] + stripped + data[8 + length :])
+    setup.activate("<lora:alias of cat:1> <lora:plain:1> <lora:cat:0.5>")
+    digest = hashlib.sha256(data[8 + length :]).hexdigest()
+    assert read_network(path).metadata["sshs_model_hash"] == digest
+    assert setup.active.hashes() == {"alias of cat": digest[:12], "plain": digest[:12]}
+
+
+def test_applied_weights_do_what_the_network_in_training_does(setup: Setup) -> None:
+    checkpoint = setup.checkpoint
+    network = Network(
+        find_targets(checkpoint, NetworkSettings(network_dim=4, network_alpha=2)), torch.Generator().manual_seed(0)
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for adapter in network.adapters.values():
+            adapter.lora_up.weight.copy_(torch.randn(adapter.lora_up.weight.shape, generator=generator) * 0.02)
+    write_network(setup.folder / "all.safetensors", network.state_dict_for_file(), {}, "float")
+    latents, ids = torch.randn(1, 4, 8, 8, generator=generator), torch.randint(0, 400, (1, 1, 77), generator=generator)
+
+    def predict() -> Tensor:
+        with torch.no_grad():
+            context = checkpoint.text_encoders[0].encode(ids)
+            result: Tensor = checkpoint.unet(latents, torch.tensor([500]), context)
+        return result
+
+    base = predict()
+    with network.attached():
+        training = predict()
+    assert setup.active.activate([LoraTag("all", 1.0)]) == []
+    assert (training - base).abs().max() > 0.01
+    torch.testing.assert_close(predict(), training, rtol=1e-5, atol=1e-5)
+    setup.active.deactivate()
+    assert torch.equal(predict(), base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_the_rounded_exact_ones(setup: Setup, dtype: torch.dtype) -> None:
+    """Two networks sum in fp32 before the one rounding."""
+    setup.checkpoint.unet.to(dtype)
+    setup.weights = checkpoint_weights(setup.checkpoint)
+    base = setup.weights[LINEAR].detach().double()
+    setup.write("cat", (LINEAR,), seed=1)
+    setup.write("dog", (LINEAR,), seed=2)
+    setup.active.activate([LoraTag("cat", 0.7), LoraTag("dog", -0.4)])
+    exact = base + 0.7 * setup.delta("cat", LINEAR) - 0.4 * setup.delta("dog", LINEAR)
+    assert setup.weights[LINEAR].eq(exact.to(dtype)).double().mean() >= 0.999
+    setup.active.deactivate()
+    assert torch.equal(setup.weights[LINEAR].double(), base)

@@ -1,0 +1,73 @@
+"""Fixtures that several folders of tests share, one torch thread for all of them, and skips that say why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from lora_ext.host.standalone.host import StandaloneHost
+
+TESTS = Path(__file__).resolve().parent
+for folder in (TESTS.parent, TESTS / "host"):  # the package, and modules that tests share
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+torch.set_num_threads(1)  # figures do not depend on the machine, and small tensors are faster
+
+_SKIPPED = pytest.StashKey[dict[str, int]]()
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def _missing(marker: str) -> str | None:
+    """Why tests of `marker` cannot run here; None if they can."""
+    if marker == "webui" and not os.environ.get("WEBUI_DIR"):
+        return "WEBUI_DIR is not set: no WebUI to run against"
+    if marker == "browser" and not any(shutil.which(name) for name in CHROMIUM_NAMES):
+        return f"none of {', '.join(CHROMIUM_NAMES)} is installed"
+    if marker == "gpu" and not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine lacks the means for; the reasons stand in the closing lines."""
+    skipped: dict[str, int] = {}
+    for item in items:
+        for marker in ("webui", "browser", "gpu"):
+            reason = _missing(marker) if item.get_closest_marker(marker) else None
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+                skipped[f"{marker}: {reason}"] = skipped.get(f"{marker}: {reason}", 0) + 1
+    config.stash[_SKIPPED] = skipped
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say aloud what was left out."""
+    for reason, count in config.stash.get(_SKIPPED, {}).items():
+        terminalreporter.write_line(f"NOT RUN: {count} tests for {reason}", yellow=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights with all of SD1's block structure that runs in milliseconds; read only."""
+    from lora_ext.host.standalone.random_checkpoint import write_random_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny-sd1.safetensors"
+    write_random_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def tiny_host(tiny_checkpoint_path: Path, tmp_path: Path) -> Iterator[StandaloneHost]:
+    """A standalone host with the tiny checkpoint, fp32 on the CPU, and a fresh home."""
+    from lora_ext.host.standalone.host import StandaloneHost
+
+    yield StandaloneHost(tiny_checkpoint_path, tmp_path / "home", device="cpu", dtype="float32")

@@ -1,0 +1,58 @@
+"""Cached text encodings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_ext.dataset.encodings import EncodingCache
+from lora_ext.protocols import Cancelled, Control, Events
+
+
+class Encoder:
+    """States are (length of the caption, index in the call); remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        self.calls.append(captions)
+        weight = torch.ones((), requires_grad=True)
+        return torch.tensor([[[float(len(c)), float(i)]] for i, c in enumerate(captions)]) * weight
+
+
+def test_prepared_captions_are_encoded_once() -> None:
+    encoder = Encoder()
+    cache = EncodingCache(encoder)
+    cache.prepare(["a", "bb", "a", ""])
+    cache.prepare(["bb"])
+    assert encoder.calls == [["a", "bb", ""]]
+    states = cache(["bb", "a", "bb"])
+    assert states.tolist() == [[[2, 1]], [[1, 0]], [[2, 1]]] and not states.requires_grad
+    assert len(encoder.calls) == 1 and len(cache) == 3
+
+
+def test_other_captions_are_encoded_and_not_kept() -> None:
+    encoder = Encoder()
+    cache = EncodingCache(encoder)
+    cache.prepare(["a"])
+    for _ in range(2):
+        assert cache(["ccc", "a", "ccc"]).tolist() == [[[3, 0]], [[1, 0]], [[3, 0]]]
+    assert encoder.calls == [["a"], ["ccc"], ["ccc"]] and len(cache) == 1
+
+
+def test_progress_and_stop_between_groups() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    class Recorder(Events):
+        def phase(self, name: str, done: int, total: int) -> None:
+            seen.append((name, done, total))
+
+    captions = [f"caption {number}" for number in range(20)]
+    EncodingCache(Encoder()).prepare(captions, Recorder())
+    assert seen == [("caching captions", 16, 20), ("caching captions", 20, 20)]
+    control = Control()
+    control.stop()
+    with pytest.raises(Cancelled):
+        EncodingCache(Encoder()).prepare(captions, control=control)

@@ -1,0 +1,111 @@
+"""A save that fails or is killed leaves the file that was there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_ext.networks import atomic_write
+from lora_ext.networks.atomic_write import replace_file
+from lora_ext.protocols import UserError
+
+ROOT = Path(__file__).parents[2]
+KILLED_WRITER = """
+import os, sys, time
+from pathlib import Path
+import torch
+from lora_ext.networks.file import write_network
+
+def hang(descriptor):
+    print("writing", flush=True)
+    time.sleep(600)
+
+os.fsync = hang
+write_network(Path(sys.argv[1]), {"a.alpha": torch.ones(100_000)}, {"ss_epoch": "2"}, "float")
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writing_and_replacing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.safetensors"
+    replace_file(path, [b"one", b"two"])
+    replace_file(path, [b"three"])
+    assert path.read_bytes() == b"three"
+    assert names(path.parent) == ["a.safetensors"]
+
+
+def test_a_killed_save_leaves_the_previous_file_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    replace_file(path, [b"the previous epoch"])
+    writer = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITER, str(path)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline().strip() == b"writing"
+        assert len(names(tmp_path)) == 2
+        replace_file(tmp_path / "other.safetensors", [b"by another process, which leaves the live one's file alone"])
+        assert len(names(tmp_path)) == 3
+        writer.kill()
+    assert path.read_bytes() == b"the previous epoch"
+    assert len(names(tmp_path)) == 3
+    replace_file(tmp_path / "b.safetensors", [b"the next epoch"])
+    assert names(tmp_path) == ["a.safetensors", "b.safetensors", "other.safetensors"]
+    assert path.read_bytes() == b"the previous epoch"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "a.safetensors"
+    replace_file(path, [b"the previous epoch"])
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic_write.os, step, fail)
+    with pytest.raises(
+        UserError, match=r"a\.safetensors cannot be written \(No space left on device\): free some space"
+    ):
+        replace_file(path, [b"new"])
+    assert path.read_bytes() == b"the previous epoch"
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    replace_file(path, [b"the previous epoch"])
+
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, chunks())
+    assert path.read_bytes() == b"the previous epoch"
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_a_folder_that_cannot_be_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be written"):
+        replace_file(tmp_path / "file" / "a.safetensors", [b"x"])
+
+
+def test_a_folder_in_the_files_place_is_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.mkdir()
+    with pytest.raises(UserError, match=r"a\.safetensors cannot be written"):
+        replace_file(path, [b"x"])
+    assert names(tmp_path) == ["a.safetensors"]

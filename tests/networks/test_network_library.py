@@ -1,0 +1,123 @@
+"""Finding files by name, alias and epoch, and noticing what changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_ext.networks import library as library_module
+from lora_ext.networks.file import write_network
+from lora_ext.networks.library import NetworkLibrary
+
+
+def write(path: Path, **metadata: str) -> Path:
+    write_network(path, {"a.alpha": torch.tensor(1.0)}, {f"ss_{key}": value for key, value in metadata.items()}, "fp16")
+    return path
+
+
+def test_names_and_sub_folders(tmp_path: Path) -> None:
+    write(tmp_path / "Zebra.safetensors")
+    inner = write(tmp_path / "styles" / "old" / "apple.safetensors")
+    (tmp_path / "notes.txt").write_text("no network", encoding="utf-8")
+    library = NetworkLibrary([tmp_path, tmp_path / "missing"])
+    assert library.names() == ["apple", "Zebra"]
+    assert library.find("apple") == inner
+    assert library.find("notes") is None
+
+
+def test_exact_names_come_before_other_letter_cases(tmp_path: Path) -> None:
+    upper, lower = write(tmp_path / "1" / "CAT.safetensors"), write(tmp_path / "2" / "cat.safetensors")
+    library = NetworkLibrary([tmp_path])
+    assert library.find("cat") == lower
+    assert library.find("CAT") == upper
+    assert library.find("Cat") == upper
+
+
+def test_earlier_folders_come_first(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "cat.safetensors")
+    second = write(tmp_path / "b" / "cat.safetensors")
+    assert NetworkLibrary([tmp_path / "b", tmp_path / "a"]).find("cat") == second
+
+
+def test_names_with_dots_and_signs(tmp_path: Path) -> None:
+    path = write(tmp_path / "cat.v1.2 (new)+.safetensors")
+    epoch = write(tmp_path / "cat.v1.2 (new)+-000001.safetensors")
+    library = NetworkLibrary([tmp_path])
+    assert library.find("cat.v1.2 (new)+") == path
+    assert library.epochs_of("cat.v1.2 (new)+") == [(1, epoch), (None, path)]
+
+
+def test_alias(tmp_path: Path) -> None:
+    path = write(tmp_path / "renamed.safetensors", output_name="original")
+    write(tmp_path / "one.safetensors", output_name="shared")
+    write(tmp_path / "two.safetensors", output_name="shared")
+    library = NetworkLibrary([tmp_path])
+    assert library.find("original") == path
+    assert library.find("shared") is None
+    shadow = write(tmp_path / "original.safetensors")
+    assert library.find("original") == shadow
+
+
+def test_pickled_files_are_found_but_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "old.pt").write_bytes(b"PK")
+    library = NetworkLibrary([tmp_path])
+    assert library.names() == []
+    assert library.find("old") == tmp_path / "old.pt"
+    path = write(tmp_path / "old.safetensors")
+    assert library.find("old") == path
+
+
+def test_new_and_changed_files_are_noticed(tmp_path: Path) -> None:
+    library = NetworkLibrary([tmp_path])
+    assert library.find("cat") is None
+    path = write(tmp_path / "cat.safetensors", output_name="first")
+    assert library.find("cat") == path
+    assert library.alias(path) == "first"
+    write(path, output_name="another one")
+    assert library.alias(path) == "another one"
+    path.unlink()
+    assert library.find("cat") is None
+    assert library.alias(path) is None
+
+
+def test_headers_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    scan = library_module.scan_network
+    monkeypatch.setattr(library_module, "scan_network", lambda path: (read.append(path), scan(path))[1])
+    good, broken = write(tmp_path / "a.safetensors", output_name="alias"), tmp_path / "b.safetensors"
+    broken.write_bytes(b"broken")
+    library = NetworkLibrary([tmp_path])
+    assert [library.find("alias") for _ in range(3)] == [good] * 3
+    assert sorted(read) == [good, broken]
+    write(good, output_name="new alias")
+    assert library.find("alias") is None
+    assert library.find("new alias") == good
+    assert sorted(read) == [good, good, broken]
+
+
+def test_epochs_in_order_with_the_last_file_at_the_end(tmp_path: Path) -> None:
+    run = {"session_id": "7", "training_started_at": "100.0"}
+    paths = [write(tmp_path / f"cat-{epoch:06}.safetensors", **run) for epoch in (1, 2, 10)]
+    last = write(tmp_path / "cat.safetensors", epoch="12", **run)
+    for other in ("cat-step00000100", "cat-2", "tomcat-000001", "cat-0000001", "cat-hat-000003"):
+        write(tmp_path / f"{other}.safetensors", **run)
+    library = NetworkLibrary([tmp_path])
+    assert library.epochs_of("cat") == [(1, paths[0]), (2, paths[1]), (10, paths[2]), (12, last)]
+    assert library.epochs_of("dog") == []
+
+
+def test_epochs_that_an_earlier_run_left_are_left_out(tmp_path: Path) -> None:
+    old = {"session_id": "1", "training_started_at": "900.5"}
+    new = {"session_id": "2", "training_started_at": "1000.5"}
+    for epoch in (3, 4):
+        write(tmp_path / f"cat-{epoch:06}.safetensors", **old)
+    first = write(tmp_path / "cat-000001.safetensors", **new)
+    last = write(tmp_path / "cat.safetensors", epoch="5", **old)
+    library = NetworkLibrary([tmp_path])
+    assert library.epochs_of("cat") == [(1, first)]
+    write(last, epoch="2", **new)
+    assert library.epochs_of("cat") == [(1, first), (2, last)]
+    foreign = write(tmp_path / "cat-000009.safetensors")
+    assert library.epochs_of("cat") == [(1, first), (9, foreign), (2, last)]

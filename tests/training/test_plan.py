@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_ext.config.train_config import TrainConfig, make_config
+from lora_ext.dataset.report import DatasetReport
+from lora_ext.training.plan import make_plan
+
+
+def report_of(buckets: dict[tuple[int, int], int]) -> DatasetReport:
+    return DatasetReport(
+        pictures=3, captions=3, missing=0, repeats=sum(buckets.values()), buckets=buckets, mean_ar_error=0.0,
+        folders=[], problems=[], warnings=[], tag_frequency={},
+    )  # fmt: skip
+
+
+def config_of(**values: object) -> TrainConfig:
+    return make_config({"output_name": "cat", "train_data_dir": "x", **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "batches", "updates", "steps", "epochs"),
+    [
+        ({"max_train_epochs": 10}, 15, 15, 150, 10),
+        ({"max_train_epochs": 10, "train_batch_size": 4}, 5, 5, 50, 10),
+        ({"max_train_epochs": 2, "train_batch_size": 4, "gradient_accumulation_steps": 2}, 5, 3, 6, 2),
+        ({"max_train_epochs": None, "max_train_steps": 100}, 15, 15, 100, 7),
+        ({"max_train_epochs": None, "max_train_steps": 90}, 15, 15, 90, 6),
+        ({"max_train_epochs": 3, "max_train_steps": 7}, 15, 15, 45, 3),
+    ],
+)
+def test_steps_and_epochs(
+    values: dict[str, object], batches: int, updates: int, steps: int, epochs: int, tmp_path: Path
+) -> None:
+    plan = make_plan(config_of(**values), report_of({(64, 64): 9, (64, 96): 6}), tmp_path)
+    assert (plan.batches_per_epoch, plan.updates_per_epoch) == (batches, updates)
+    assert (plan.total_steps, plan.total_epochs) == (steps, epochs)
+    assert (plan.images, plan.repeats_total) == (3, 15)
+
+
+@pytest.mark.parametrize(
+    ("values", "files"),
+    [
+        ({"max_train_epochs": 3}, ["cat-000001", "cat-000002", "cat"]),
+        ({"max_train_epochs": 1}, ["cat"]),
+        ({"max_train_epochs": 7, "save_every_n_epochs": 3}, ["cat-000003", "cat-000006", "cat"]),
+        ({"max_train_epochs": 6, "save_every_n_epochs": 3}, ["cat-000003", "cat"]),
+        ({"max_train_epochs": 5, "save_every_n_epochs": None}, ["cat"]),
+        ({"max_train_epochs": 6, "save_last_n_epochs": 2}, ["cat-000004", "cat-000005", "cat"]),
+        (
+            {"max_train_epochs": 9, "save_every_n_epochs": 2, "save_last_n_epochs": 2},
+            ["cat-000006", "cat-000008", "cat"],
+        ),
+    ],
+)
+def test_files(values: dict[str, object], files: list[str], tmp_path: Path) -> None:
+    plan = make_plan(config_of(**values), report_of({(64, 64): 4}), tmp_path)
+    assert plan.files == [tmp_path / f"{name}.safetensors" for name in files]
+
+
+def test_replaced_and_foreign_epochs_are_warned_of(tmp_path: Path) -> None:
+    for name in ("cat.safetensors", "cat-000001.safetensors", "cat-000009.safetensors", "cathedral-000009.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    plan = make_plan(config_of(max_train_epochs=2), report_of({(64, 64): 4}), tmp_path)
+    replaced, others = plan.warnings
+    assert "replaced: cat-000001.safetensors, cat.safetensors" in replaced
+    assert "cat-000009.safetensors" in others and "cathedral" not in others
+
+
+def test_missing_folder_is_no_problem_for_the_plan(tmp_path: Path) -> None:
+    plan = make_plan(config_of(), report_of({(64, 64): 4}), tmp_path / "new")
+    assert plan.warnings == [] and plan.summary()[0] == "40 steps in 10 epochs of 4 steps (4 batches each)"
+
+
+def test_accumulation_of_a_whole_epoch_is_warned_of(tmp_path: Path) -> None:
+    plan = make_plan(config_of(gradient_accumulation_steps=8), report_of({(64, 64): 4}), tmp_path)
+    assert plan.updates_per_epoch == 1 and "gradient_accumulation_steps = 8" in plan.warnings[0]

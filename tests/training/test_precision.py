@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.file import read_network
+from lora_ext.training.precision import computing_in, training_dtype
+from lora_ext.training.trainer import Trainer
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+class Pair(nn.Module):
+    """Two layers that share a weight, a float buffer and an integer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.register_buffer("table", torch.tensor([1.0, 2.0]))
+        self.register_buffer("ids", torch.arange(3))
+
+
+def test_casting_is_undone_bit_for_bit() -> None:
+    pair = Pair().half()
+    with torch.no_grad():
+        pair.first.weight.view(torch.int16)[0, 0] = 0x7E01  # a NaN with a payload
+    before = [(id(t), t.data_ptr(), t.dtype, t.clone()) for t in (*pair.parameters(), *pair.buffers())]
+    with computing_in([pair, pair.first], torch.float32):
+        assert {t.dtype for t in pair.parameters()} == {torch.float32}
+        assert pair.first.weight is pair.second.weight
+        assert pair.table.dtype == torch.float32 and pair.ids.dtype == torch.int64
+    for tensor, (identity, pointer, dtype, values) in zip((*pair.parameters(), *pair.buffers()), before, strict=True):
+        assert (id(tensor), tensor.data_ptr(), tensor.dtype) == (identity, pointer, dtype)
+        assert torch.equal(tensor.detach().view(torch.uint8), values.view(torch.uint8))
+
+
+def test_casting_is_undone_after_an_exception() -> None:
+    layer = nn.Linear(2, 2).bfloat16()
+    with pytest.raises(ValueError, match="x"), computing_in([layer], torch.float32):
+        raise ValueError("x")
+    assert layer.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("precision", "base", "during"),
+    [
+        ("no", torch.float32, torch.float32),
+        ("no", torch.float16, torch.float32),
+        ("no", torch.bfloat16, torch.float32),
+        ("bf16", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("bf16", torch.float16, torch.bfloat16),
+    ],
+)
+def test_the_base_trains_in_its_dtype_and_gets_it_back(
+    precision: str, base: torch.dtype, during: torch.dtype,
+    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path,
+) -> None:  # fmt: skip
+    modules = [checkpoint.unet, checkpoint.vae, checkpoint.text_encoders[0].module]
+    config = small_config(max_train_epochs=1, mixed_precision=precision)
+    with computing_in(modules, base):
+        assert training_dtype(config, checkpoint) == during
+        pointers = [parameter.data_ptr() for module in modules for parameter in module.parameters()]
+        result = Trainer(checkpoint, config, tmp_path / "out").run()
+        assert pointers == [parameter.data_ptr() for module in modules for parameter in module.parameters()]
+        assert {p.dtype for module in modules for p in module.parameters()} == {base}
+    ups = [t for name, t in read_network(result.files[-1]).tensors.items() if name.endswith("lora_up.weight")]
+    assert all(torch.isfinite(up).all() and up.any() for up in ups)
+    assert result.bad_steps == 0
+
+
+def test_bf16_comes_near_fp32(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    exact = Trainer(checkpoint, small_config(max_train_epochs=1), tmp_path / "a").run()
+    rough = Trainer(checkpoint, small_config(max_train_epochs=1, mixed_precision="bf16"), tmp_path / "b").run()
+    assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.03)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.schedule import NoiseSchedule
+from lora_ext.config.train_config import make_config
+from lora_ext.dataset.dataset import Batch
+from lora_ext.training.step import TrainingStep, windows
+
+
+class TextlessUNet(nn.Module):
+    """One convolution, shifted by the text's mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        result: Tensor = self.conv(x) + context.mean()
+        return result
+
+
+def make_step(rate: float = 1.0, **values: Any) -> tuple[TrainingStep, TextlessUNet]:
+    torch.manual_seed(0)
+    unet = TextlessUNet()
+    checkpoint = Checkpoint(unet, nn.Identity(), [], NoiseSchedule.scaled_linear(), "SD1", "epsilon", "fake", None, "")
+    optimizer = torch.optim.SGD([{"params": list(unet.parameters()), "initial_lr": rate, "part": "unet"}], lr=rate)
+    encode: Callable[[list[str]], Tensor] = lambda captions: torch.zeros(len(captions), 77, 8)  # noqa: E731
+    return TrainingStep(checkpoint, make_config(values), optimizer, encode), unet
+
+
+def batch_of(size: int, seed: int) -> Batch:
+    latents = torch.randn(size, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Batch(latents, ["x"] * size, torch.ones(size), [(64, 64)] * size)
+
+
+@pytest.mark.parametrize(("size", "lists"), [(1, [[1], [2], [3]]), (2, [[1, 2], [3]]), (9, [[1, 2, 3]])])
+def test_windows_end_with_the_items(size: int, lists: list[list[int]]) -> None:
+    assert list(windows([1, 2, 3], size)) == lists
+
+
+def test_accumulation_is_the_mean_over_the_batches_of_the_window() -> None:
+    batches = [batch_of(2, 1), batch_of(1, 2), batch_of(2, 3)]
+    step, unet = make_step(max_grad_norm=0)
+    before = [parameter.detach().clone() for parameter in unet.parameters()]
+    mean_loss = step.update(batches)
+    reference, reference_unet = make_step()
+    losses = [reference.loss(batch) for batch in batches]
+    (sum(losses, torch.zeros(())) / 3).backward()
+    assert mean_loss == pytest.approx(sum(loss.item() for loss in losses) / 3, rel=1e-6)
+    for old, new, expected in zip(before, unet.parameters(), reference_unet.parameters(), strict=True):
+        assert expected.grad is not None
+        torch.testing.assert_close(old - new, expected.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "clipped"), [(0.01, True), (0, False), (1e6, False)])
+def test_gradients_are_clipped_by_their_norm(limit: float, clipped: bool) -> None:
+    step, unet = make_step(max_grad_norm=limit)
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in unet.parameters()])
+    step.update([batch_of(2, 1)])
+    change = (torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]) - before).norm().item()
+    assert change == pytest.approx(0.01, rel=1e-3) if clipped else change > 0.02
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    step, unet = make_step()
+    unet.conv.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = [parameter.detach().clone() for parameter in unet.parameters()]
+    loss = step.update([batch_of(2, 1)])
+    assert math.isfinite(loss) and step.bad_steps == 1
+    assert all(torch.equal(old, new) for old, new in zip(before, unet.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_loss_weights_reach_the_loss() -> None:
+    batch = batch_of(2, 1)
+    plain = make_step(min_snr_gamma=None)[0].loss(batch).item()
+    batch.loss_weights = torch.full((2,), 0.25)
+    assert make_step(min_snr_gamma=None)[0].loss(batch).item() == pytest.approx(plain / 4)

@@ -1,0 +1,129 @@
+"""Runs inside the WebUI under test: says in what state its model is, and makes trainings fail at a chosen place."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from modules import lowvram, paths_internal, script_callbacks, sd_models, sd_unet, shared
+
+from lora_ext.protocols import GenerateRequest
+
+
+def _digest(parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+    return digest.hexdigest()
+
+
+def _overrides(root):
+    """Everything that sits on instances and could be left behind by a training."""
+    for name, module in root.named_modules():
+        own = {key: id(value) for key, value in module.__dict__.items() if key in ("forward", "encode", "decode")}
+        hooks = (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+        flags = (getattr(module, "checkpoint", None) is True, getattr(module, "use_checkpoint", None) is True)
+        yield name, own, hooks, flags
+
+
+def _class_level():
+    import ldm.modules.attention
+    import ldm.modules.diffusionmodules.openaimodel as unet
+
+    owners = (
+        (ldm.modules.attention.CrossAttention, "forward"),
+        (ldm.modules.attention.BasicTransformerBlock, "forward"),
+        (unet.UNetModel, "forward"),
+        (unet, "timestep_embedding"),
+        (torch.nn.Linear, "forward"),
+        (torch.nn.Conv2d, "forward"),
+        (sd_models, "unload_model_weights"),
+    )
+    return {f"{owner.__name__}.{name}": id(getattr(owner, name)) for owner, name in owners}
+
+
+def snapshot():
+    model = sd_models.model_data.sd_model
+    parameters = list(model.named_parameters())
+    kinds = ((name, str(p.dtype), str(p.device), p.requires_grad, p.grad is None) for name, p in parameters)
+    return {
+        "weights": _digest(parameter.detach().cpu().numpy().tobytes() for _, parameter in parameters),
+        "storage": _digest(parameter.data_ptr() for _, parameter in parameters),
+        "buffers": _digest(buffer.detach().cpu().numpy().tobytes() for _, buffer in model.named_buffers()),
+        "kinds": _digest(kinds),
+        "grad": sum(parameter.requires_grad for _, parameter in parameters),
+        "modes": _digest((name, module.training) for name, module in model.named_modules()),
+        "overrides": _digest(_overrides(model)),
+        "classes": _class_level(),
+        "random": _digest(
+            [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()]
+        ),
+        "options": _digest(sorted((key, str(value)) for key, value in shared.opts.data.items())),
+        "unet": [str(sd_unet.current_unet_option), str(lowvram.module_in_gpu)],
+        "job": [shared.state.job, shared.state.job_count, shared.state.interrupted],
+    }
+
+
+def arm(phase):
+    """The next training fails once in this phase."""
+    from lora_ext.dataset import latents
+    from lora_ext.training import saving, step
+
+    owner, name, calls = {
+        "caching": (latents, "load_image", 2),
+        "first step": (step.TrainingStep, "update", 1),
+        "mid-run": (step.TrainingStep, "update", 3),
+        "out of memory": (step.TrainingStep, "update", 2),
+        "saving": (saving, "write_network", 1),
+    }[phase]
+    original = getattr(owner, name)
+    left = [calls]
+
+    def failing(*args, **kwargs):
+        left[0] -= 1
+        if left[0] > 0:
+            return original(*args, **kwargs)
+        setattr(owner, name, original)
+        if phase == "out of memory":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory (injected)")
+        raise RuntimeError(f"injected while {phase}")
+
+    setattr(owner, name, failing)
+
+
+def picture(settings):
+    from lora_ext.host.webui.state import get_host
+
+    images = get_host().generate(GenerateRequest(**settings))
+    return [
+        {"seed": each.seed, "infotext": each.infotext, "pixels": _digest([each.image.tobytes()])} for each in images
+    ]
+
+
+def started(_, app):
+    """Asking a WebUI before it has added its API makes it fail: the tests wait for this file after a reload."""
+    Path(paths_internal.data_path, "lw-probe-started").write_text(str(time.time()), encoding="utf-8")
+    app.get("/lw-probe/state")(snapshot)
+    app.get("/lw-probe/loaded")(lambda: sorted({"transformers", "diffusers", "lycoris"} & set(sys.modules)))
+
+    @app.post("/lw-probe/arm")
+    def route_arm(body: dict):
+        arm(body["phase"])
+        return {}
+
+    @app.post("/lw-probe/reload")
+    def route_reload():
+        shared.state.request_restart()
+        return {}
+
+    @app.post("/lw-probe/picture")
+    def route_picture(body: dict):
+        return picture(body["settings"])
+
+
+script_callbacks.on_app_started(started)

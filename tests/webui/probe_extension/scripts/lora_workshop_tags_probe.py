@@ -1,0 +1,97 @@
+"""Runs inside the WebUI under test: what our tags do there, and how long they take beside the built-in's."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from modules import call_queue, extra_networks, processing, script_callbacks, scripts, sd_models, shared
+
+from lora_ext.host.webui import builtin_lora
+
+
+def _timed(work, times):
+    seconds = []
+    for turn in range(times):
+        started = time.perf_counter()
+        work(turn)
+        seconds.append(time.perf_counter() - started)
+    return {"median": statistics.median(seconds), "best": min(seconds)}
+
+
+def _params(name, weight):
+    return [extra_networks.ExtraNetworkParams(items=[name, str(weight)])]
+
+
+def idle():
+    """Activation without any tag, and with one whose network is in the weights already."""
+    ours = extra_networks.extra_network_registry["lora"]
+    p = processing.StableDiffusionProcessingTxt2Img()
+    ours.activate(p, [])
+    return _timed(lambda _: ours.activate(p, []), 300)
+
+
+@torch.no_grad()
+def switch(name, times):
+    """From one weight of a network to another: ours, and the built-in's with all of its layers."""
+    p = processing.StableDiffusionProcessingTxt2Img()
+    ours, theirs = extra_networks.extra_network_registry["lora"], builtin_lora.network_handler()
+    model = sd_models.model_data.sd_model
+    layers = [module for module in model.modules() if isinstance(module, builtin_lora.PATCHED_KINDS)]
+
+    def by_builtin(turn):
+        theirs.activate(p, _params(name, 0.3 + turn / 100))
+        for layer in layers:
+            builtin_lora.networks_module().network_apply_weights(layer)
+
+    ours.activate(p, _params(name, 0.2))
+    figures = {"ours": _timed(lambda turn: ours.activate(p, _params(name, 0.3 + turn / 100)), times)}
+    ours.activate(p, [])
+    by_builtin(-1)
+    figures["built-in"] = _timed(by_builtin, times)
+    builtin_lora.restore_all(model)
+    return figures
+
+
+class Comments(scripts.Script):
+    """Keeps what stands under the last image; the API does not tell it."""
+
+    last = []
+
+    def title(self):
+        return "LoRA Workshop probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def postprocess(self, p, processed, *args):
+        Comments.last = list(p.comments)
+
+
+def load_again():
+    """The checkpoint's file once more into the model that holds it already; which networks it then has."""
+    with call_queue.queue_lock:
+        sd_models.reload_model_weights(forced_reload=True)
+    return {"tags": [tag.name for tag in extra_networks.extra_network_registry["lora"].tags]}
+
+
+def owner():
+    """Who `lora` and `lyco` belong to, and in which life of the page."""
+    lora, lyco = extra_networks.extra_network_registry["lora"], extra_networks.extra_network_aliases["lyco"]
+    return {"lora": type(lora).__name__, "lyco": type(lyco).__name__, "generation": id(Comments)}
+
+
+def started(_, app):
+    app.get("/lw-probe/tags/idle")(idle)
+    app.get("/lw-probe/tags/comments")(lambda: Comments.last)
+    app.get("/lw-probe/tags/owner")(owner)
+    app.post("/lw-probe/tags/load-again")(load_again)
+    app.post("/lw-probe/tags/reload-ui")(shared.state.request_restart)
+
+    @app.post("/lw-probe/tags/switch")
+    def route_switch(body: dict):
+        return switch(body["name"], body["times"])
+
+
+script_callbacks.on_app_started(started)

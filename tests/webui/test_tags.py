@@ -1,0 +1,301 @@
+"""`<lora:…>` in a real WebUI: the same pictures as with its built-in Lora, and what the built-in gets wrong."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lora_ext.apply.active import checkpoint_weights
+from lora_ext.host.standalone.loader import load_checkpoint
+from lora_ext.networks.file import model_hash, write_network
+
+pytestmark = pytest.mark.webui
+
+OPTION, OURS, BUILTIN = "lora_workshop_tags", "LoRA Workshop", "built-in"
+PROMPT = "a red star"
+MOST = 0.1  # mean difference of two pictures that are the same, in units of 1/255
+LEAST = 0.5  # mean difference of two pictures that are not
+
+ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0", "_proj_in", "_proj_out", "_proj", "_fc1", "_fc2", "_net_2")
+CONVOLUTIONS = ("_conv1", "_conv2", "_conv_shortcut", "_conv", "_time_emb_proj")
+
+
+class Networks:
+    """Writes network files with random factors for the modules of the WebUI's checkpoint."""
+
+    def __init__(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        self.folder, self.weights = folder, weights
+
+    def write(self, name: str, seed: int, endings: tuple[str, ...] = ATTENTION, rank: int = 4) -> Path:
+        """Factors of all modules whose key ends so; the change of each weight has about a third of its size."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors: dict[str, Tensor] = {}
+        for key, weight in self.weights.items():
+            if not key.endswith(endings):
+                continue
+            up = torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2), generator=generator)
+            down = torch.randn(rank, *weight.shape[1:], generator=generator)
+            scale = weight.std().item() * 0.3 / rank**0.5
+            tensors |= {f"{key}.lora_up.weight": up * scale * 2, f"{key}.lora_down.weight": down}
+            tensors[f"{key}.alpha"] = torch.tensor(rank / 2)
+        path = self.folder / f"{name}.safetensors"
+        write_network(path, tensors, {"ss_output_name": f"{name} of the tests"}, "fp16")
+        return path
+
+    def write_loha(self, name: str) -> Path:
+        """A LoHa of the U-Net's attention: a kind that only the built-in can apply."""
+        generator = torch.Generator().manual_seed(9)
+        tensors: dict[str, Tensor] = {}
+        for key, weight in self.weights.items():
+            if key.endswith(("_to_q", "_to_k", "_to_v", "_to_out_0")):
+                for part in ("hada_w1", "hada_w2"):
+                    tensors[f"{key}.{part}_a"] = torch.randn(weight.shape[0], 4, generator=generator) * 0.3
+                    tensors[f"{key}.{part}_b"] = torch.randn(4, weight.shape[1], generator=generator) * 0.3
+                tensors[f"{key}.alpha"] = torch.tensor(4.0)
+        path = self.folder / f"{name}.safetensors"
+        write_network(path, tensors, {}, "float")  # the built-in multiplies in the file's precision
+        return path
+
+
+@pytest.fixture(scope="session")
+def weights(webui: Any) -> dict[str, Tensor]:
+    """The weights of the checkpoint that is loaded in the WebUI, by key in a network file."""
+    path = Path(webui.call("/sdapi/v1/sd-models")[0]["filename"])
+    checkpoint = load_checkpoint(path, torch.device("cpu"), torch.float32).checkpoint
+    return {key: weight.detach() for key, weight in checkpoint_weights(checkpoint).items()}
+
+
+@pytest.fixture
+def files(networks: Path, weights: dict[str, Tensor]) -> Networks:
+    """A LoRA `w2-a` and a LoCon `w2-b` in the WebUI's folder, and what writes more."""
+    files = Networks(networks, weights)
+    files.write("w2-a", 1)
+    files.write("w2-b", 2, ATTENTION + CONVOLUTIONS)
+    return files
+
+
+@pytest.fixture(autouse=True)
+def our_tags(webui: Any) -> Iterator[None]:
+    """Tags are ours before and after each test."""
+    usual = {OPTION: OURS, "sd_lora": "None", "lora_add_hashes_to_infotext": True}
+    webui.set_options(**usual)
+    yield
+    webui.set_options(**usual)
+
+
+def difference(left: np.ndarray, right: np.ndarray) -> float:
+    """Mean of |left − right| in units of 1/255."""
+    assert left.shape == right.shape
+    return float(np.abs(left.astype(np.int16) - right.astype(np.int16)).mean())
+
+
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+CASES = {
+    "LoRA": ("<lora:w2-a:0.7>", {}),
+    "LoRA, negative": ("<lora:w2-a:-0.5>", {}),
+    "LoCon": ("<lora:w2-b:1>", {}),
+    "LoCon, half": ("<lora:w2-b:0.5>", {}),
+    "by alias": ("<lora:w2-a of the tests:1>", {}),
+    "lyco": ("<lyco:w2-b:0.8>", {}),
+    "two networks": ("<lora:w2-a:0.6><lora:w2-b:0.4>", {}),
+    "te and unet": ("<lora:w2-a:0.2:1>", {}),
+    "named": ("<lora:w2-a:te=1:unet=0.3>", {}),
+    "fewer ranks": ("<lora:w2-a:1:1:2>", {}),
+    "batch of 4": ("<lora:w2-a:0.8>", {"batch_size": 2, "n_iter": 2}),
+    "hires fix": ("<lora:w2-a:0.8>", HIRES),
+    "hires fix, another network": ("<lora:w2-a:0.8>", {**HIRES, "hr_prompt": f"{PROMPT} <lora:w2-b:0.9>"}),
+    "hires fix, network there alone": ("", {**HIRES, "hr_prompt": f"{PROMPT} <lora:w2-b:0.9>"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_pictures_as_the_builtin(webui: Any, files: Networks, case: str) -> None:
+    tags, fields = CASES[case]
+    prompt = f"{PROMPT} {tags}"
+    ours = webui.generate(prompt, **fields)
+    webui.set_options(**{OPTION: BUILTIN})
+    theirs = webui.generate(prompt, **fields)
+    without = webui.generate(PROMPT, **{key: value for key, value in fields.items() if key != "hr_prompt"})
+    assert len(ours.pictures) == len(theirs.pictures) == len(without.pictures)
+    assert max(map(difference, ours.pictures, theirs.pictures)) < MOST
+    assert min(map(difference, ours.pictures, without.pictures)) > LEAST
+    assert ours.infotexts == theirs.infotexts
+
+
+def test_same_picture_as_the_builtin_in_img2img(webui: Any, files: Networks) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(webui.generate(PROMPT).pictures[0]).save(buffer, "PNG")
+    start = {"init_images": [base64.b64encode(buffer.getvalue()).decode()], "denoising_strength": 0.8, "steps": 6}
+
+    def render(prompt: str) -> np.ndarray:
+        picture: np.ndarray = webui.generate(prompt, "/sdapi/v1/img2img", **start).pictures[0]
+        return picture
+
+    ours, without = render(f"{PROMPT} <lora:w2-b:0.9>"), render(PROMPT)
+    webui.set_options(**{OPTION: BUILTIN})
+    assert difference(ours, render(f"{PROMPT} <lora:w2-b:0.9>")) < MOST
+    assert difference(ours, without) > LEAST
+
+
+def test_without_tags_the_base_picture_comes_back_byte_for_byte(webui: Any, files: Networks) -> None:
+    base = webui.generate(PROMPT).pictures[0]
+    for option in (OURS, BUILTIN, OURS):
+        webui.set_options(**{OPTION: option})
+        assert difference(webui.generate(f"{PROMPT} <lora:w2-a:1><lora:w2-b:1>").pictures[0], base) > LEAST
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+    webui.set_options(**{OPTION: BUILTIN})
+    webui.generate(f"{PROMPT} <lora:w2-a:1>")
+    webui.set_options(**{OPTION: OURS})
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
+def test_a_file_written_anew_takes_effect_at_once(webui: Any, files: Networks) -> None:
+    prompt = f"{PROMPT} <lora:w2-a:1>"
+    before = webui.generate(prompt)
+    path = files.write("w2-a", 5)
+    after = webui.generate(prompt)
+    assert difference(before.pictures[0], after.pictures[0]) > LEAST
+    assert f"w2-a: {model_hash(path)[:12]}" in after.infotexts[0]
+    files.write("w2-c", 5)
+    other_name = webui.generate(f"{PROMPT} <lora:w2-c:1>")
+    assert (after.pictures[0] == other_name.pictures[0]).all()
+    files.write("w2-a", 1)
+    assert (webui.generate(prompt).pictures[0] == before.pictures[0]).all()
+
+
+def test_a_changed_text_encoder_part_alone_takes_effect_at_once(webui: Any, files: Networks) -> None:
+    prompt = f"{PROMPT} <lora:w2-d:1:0>"
+    files.write("w2-d", 3, ("_fc1", "_fc2"))
+    before = webui.generate(prompt).pictures[0]
+    files.write("w2-d", 4, ("_fc1", "_fc2"))
+    after = webui.generate(prompt).pictures[0]
+    files.write("w2-e", 4, ("_fc1", "_fc2"))
+    assert (after == webui.generate(f"{PROMPT} <lora:w2-e:1:0>").pictures[0]).all()
+    assert (before != after).any()
+
+
+def test_unknown_names_are_told_and_the_others_applied(webui: Any, files: Networks) -> None:
+    known = webui.generate(f"{PROMPT} <lora:w2-a:1>")
+    both = webui.generate(f"{PROMPT} <lora:no-such-network:1><lora:w2-a:1>")
+    assert (known.pictures[0] == both.pictures[0]).all()
+    assert "no-such-network" not in both.infotexts[0].split("Lora hashes")[1]
+    assert webui.call("/lw-probe/tags/comments") == ["Lora not found: no-such-network"]
+
+
+def test_a_multiplier_that_is_no_number_is_told(webui: Any, files: Networks) -> None:
+    base = webui.generate(PROMPT)
+    wrong = webui.generate(f"{PROMPT} <lora:w2-a:much>")
+    assert (base.pictures[0] == wrong.pictures[0]).all()
+    assert "te = 'much' is no number" in webui.call("/lw-probe/tags/comments")[0]
+
+
+def test_the_same_name_twice_adds_up(webui: Any, files: Networks) -> None:
+    twice = webui.generate(f"{PROMPT} <lora:w2-a:0.25><lora:w2-a:0.5>").pictures[0]
+    assert (twice == webui.generate(f"{PROMPT} <lora:w2-a:0.75>").pictures[0]).all()
+
+
+def test_the_default_network_of_the_settings(webui: Any, files: Networks) -> None:
+    webui.call("/sdapi/v1/refresh-loras", {})
+    base = webui.generate(PROMPT).pictures[0]
+    webui.set_options(sd_lora="w2-a", extra_networks_default_multiplier=0.5)
+    ours = webui.generate(PROMPT)
+    webui.set_options(**{OPTION: BUILTIN})
+    theirs = webui.generate(PROMPT)
+    webui.set_options(**{OPTION: OURS, "sd_lora": "None"})
+    assert difference(ours.pictures[0], theirs.pictures[0]) < MOST
+    assert difference(ours.pictures[0], base) > LEAST
+    assert "<lora:w2-a:0.5>" in ours.infotexts[0]
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
+def test_hashes_only_where_the_settings_say_so(webui: Any, files: Networks) -> None:
+    prompt = f"{PROMPT} <lora:w2-a:1>"
+    assert "Lora hashes" in webui.generate(prompt).infotexts[0]
+    webui.set_options(lora_add_hashes_to_infotext=False)
+    assert "Lora hashes" not in webui.generate(prompt).infotexts[0]
+
+
+def test_a_network_of_another_kind_is_left_to_the_builtin(webui: Any, files: Networks) -> None:
+    """LoHa: we cannot apply it yet, so the whole prompt is the built-in's, and the next is ours again."""
+    files.write_loha("w2-loha")
+    base = webui.generate(PROMPT).pictures[0]
+    prompt = f"{PROMPT} <lora:w2-a:0.5><lora:w2-loha:1>"
+    ours = webui.generate(prompt)
+    webui.set_options(**{OPTION: BUILTIN})
+    theirs = webui.generate(prompt)
+    webui.set_options(**{OPTION: OURS})
+    assert (ours.pictures[0] == theirs.pictures[0]).all()
+    assert ours.infotexts == theirs.infotexts
+    assert "w2-loha" in ours.infotexts[0].split("Lora hashes")[1]
+    assert difference(ours.pictures[0], webui.generate(f"{PROMPT} <lora:w2-a:0.5>").pictures[0]) > LEAST
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
+def test_weights_loaded_into_the_same_instance(webui: Any, files: Networks) -> None:
+    """As a refiner or another checkpoint does it: what was patched is restored first, and applied to the new ones."""
+    prompt = f"{PROMPT} <lora:w2-b:1>"
+    base, with_network = webui.generate(PROMPT).pictures[0], webui.generate(prompt).pictures[0]
+    assert webui.call("/lw-probe/tags/load-again", {})["tags"] == ["w2-b"]
+    assert (webui.generate(prompt).pictures[0] == with_network).all()
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
+def test_two_checkpoints_in_memory(webui: Any, files: Networks) -> None:
+    """The one that is put aside goes without the network that was in it, and has none when it comes back."""
+    folder, name = webui.folder / "models" / "Stable-diffusion", "w2-second"
+    first = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    source = Path(webui.call("/sdapi/v1/sd-models")[0]["filename"])
+    copies = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".yaml")]
+    for copy in copies:
+        shutil.copyfile(source.with_suffix(copy.suffix), copy)
+    try:
+        webui.call("/sdapi/v1/refresh-checkpoints", {})
+        webui.set_options(sd_checkpoints_limit=2)
+        prompt = f"{PROMPT} <lora:w2-b:1>"
+        base, with_network = webui.generate(PROMPT).pictures[0], webui.generate(prompt).pictures[0]
+        webui.set_options(sd_model_checkpoint=name)
+        assert (webui.generate(prompt).pictures[0] == with_network).all()
+        webui.set_options(sd_model_checkpoint=first)
+        assert (webui.generate(PROMPT).pictures[0] == base).all()
+    finally:
+        webui.set_options(sd_checkpoints_limit=1, sd_model_checkpoint=first)
+        for copy in copies:
+            copy.unlink()
+        webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
+def test_without_a_tag_activation_takes_less_than_a_millisecond(webui: Any, files: Networks) -> None:
+    webui.generate(f"{PROMPT} <lora:w2-a:1>")
+    assert webui.call("/lw-probe/tags/idle")["median"] < 0.001
+
+
+def test_another_weight_is_applied_faster_than_by_the_builtin(webui: Any, files: Networks) -> None:
+    figures = webui.call("/lw-probe/tags/switch", {"name": "w2-a", "times": 15})
+    assert figures["ours"]["median"] < figures["built-in"]["median"]
+
+
+def test_the_registration_survives_reload_ui(webui: Any, files: Networks) -> None:
+    prompt = f"{PROMPT} <lora:w2-a:0.25><lora:w2-a:0.5>"  # adding up is ours
+    before = webui.generate(prompt).pictures[0]
+    generation = webui.call("/lw-probe/tags/owner")["generation"]
+    webui.call("/lw-probe/tags/reload-ui", {})
+    deadline = time.monotonic() + 300
+    owner: dict[str, Any] = {}
+    while owner.get("generation", generation) == generation and time.monotonic() < deadline:
+        time.sleep(1)
+        with contextlib.suppress(OSError, RuntimeError):
+            owner = webui.call("/lw-probe/tags/owner", timeout=10)
+    assert owner["lora"] == owner["lyco"] == "WorkshopNetworks"
+    assert (webui.generate(prompt).pictures[0] == before).all()

@@ -1,0 +1,60 @@
+"""Draw the demo dataset: `python -m tools.make_demo_dataset` from the repository's root writes it into the assets."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+from pathlib import Path
+
+from lora_ext.demo.concept import SUBJECT, draw_concept
+from lora_ext.demo.drawing import SIZES, Place, sentence
+
+FOLDER = f"10_{SUBJECT}"
+BACKGROUNDS = ("white", "cyan", "gray", "blue")
+POSITIONS = ("center", "left", "bottom right", "top", "right", "bottom", "top left")
+PICTURE_SIZES = ((64, 64), (96, 64), (64, 96), (64, 64), (128, 96), (96, 96))
+COUNT = 16
+
+
+def write_dataset(folder: Path, seed: int) -> int:
+    """Write the pictures with their captions, the last one without; returns how many pictures there are.
+
+    Backgrounds and positions that are not in this module's lists never occur: they are kept for the test of
+    generalisation.
+    """
+    rng = random.Random(seed)
+    folder.mkdir(parents=True)
+    sizes = list(SIZES)
+    for number in range(COUNT):
+        background = BACKGROUNDS[number % len(BACKGROUNDS)]
+        place = Place.random(rng, sizes[number % len(sizes)], POSITIONS[number % len(POSITIONS)])
+        path = folder / f"house-{number + 1:02d}.png"
+        draw_concept(background, place, PICTURE_SIZES[number % len(PICTURE_SIZES)]).save(path, optimize=True)
+        if number + 1 < COUNT:
+            text = caption(background, place, number) + "\n"
+            path.with_suffix(".txt").write_text(text, encoding="utf-8", newline="\n")
+    return COUNT
+
+
+def caption(background: str, place: Place, number: int) -> str:
+    """Everything that the picture shows: every third time as tags, else as a sentence."""
+    if number % 3 == 2:
+        return f"{SUBJECT}, {background} background, {place.size}, {place.position}"
+    return sentence(SUBJECT, background, place, with_size=number % 2 == 0, with_position=True)
+
+
+def main() -> None:
+    """Replace the dataset in the assets."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("lora_ext/assets/demo-dataset"))
+    parser.add_argument("--seed", type=int, default=16)
+    options = parser.parse_args()
+    folder = options.out / FOLDER
+    if folder.exists():
+        shutil.rmtree(folder)
+    print(f"{write_dataset(folder, options.seed)} pictures in {folder}")
+
+
+if __name__ == "__main__":
+    main()
