@@ -133,6 +133,7 @@ def test_starting_takes_no_time_and_hands_on_the_exit_code(tmp_path: Path) -> No
     for name in ("run.py", "constraints.txt", "constraints-cuda.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "lora_ext").mkdir()
+    (tmp_path / "lora_ext" / "__init__.py").write_bytes(b"")
     (tmp_path / "lora_ext" / "__main__.py").write_text("import sys; sys.exit(len(sys.argv))", encoding="utf-8")
     stamp = "import run; run.make_venv(False); run.INSTALLED.write_text(run.stamp_for(''), encoding='utf-8')"
     subprocess.run([sys.executable, "-c", stamp], cwd=tmp_path, check=True, capture_output=True)
