@@ -11,10 +11,10 @@ from lora_ext.demo.concept import SUBJECT, draw_concept
 from lora_ext.demo.drawing import SIZES, Place, sentence
 
 FOLDER = f"10_{SUBJECT}"
-BACKGROUNDS = ("white", "cyan", "gray", "blue")
+BACKGROUNDS = ("white", "cyan", "black", "gray", "blue")
 POSITIONS = ("center", "left", "bottom right", "top", "right", "bottom", "top left")
 PICTURE_SIZES = ((64, 64), (96, 64), (64, 96), (64, 64), (128, 96), (96, 96))
-COUNT = 16
+COUNT = 20
 
 
 def write_dataset(folder: Path, seed: int) -> int:
