@@ -18,6 +18,8 @@ SMALL: dict[str, Any] = {
 class Caller(Protocol):
     """What of the WebUI under test is used here."""
 
+    folder: Path
+
     def call(self, route: str, data: Any = None) -> Any:
         """GET, or POST where there is data."""
 
@@ -55,3 +57,15 @@ def wait_for(webui: Caller, run: str, condition: Any, seconds: float = 300) -> d
             return status
         time.sleep(0.1)
     raise AssertionError(f"run {run} did not come so far in {seconds} s: {status}")
+
+
+def reload_ui(webui: Caller, seconds: float = 300) -> None:
+    """Reload the UI, and wait for the new one without asking it: the WebUI fails on requests that come too early."""
+    mark = webui.folder / "lw-probe-started"
+    before = mark.read_text(encoding="utf-8")
+    webui.call("/lw-probe/reload", {})
+    deadline = time.monotonic() + seconds
+    while mark.read_text(encoding="utf-8") in (before, ""):
+        assert time.monotonic() < deadline, "the WebUI did not come back"
+        time.sleep(0.2)
+    webui.call(f"{API}/runs")
