@@ -34,7 +34,7 @@ OTHER_SITES = [
 def wait_until_over(client: TestClient, run_id: str) -> dict:
     for _ in range(600):
         record = client.get(f"{API}/run/{run_id}").json()["run"]
-        if record["state"] not in ("queued", "running"):
+        if record["state"] not in ("queued", "running", "paused"):
             return record
         time.sleep(0.05)
     raise AssertionError("the run did not end")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from runs import API, draw_dataset, ended, reload_ui, start, wait_for
-from safetensors.numpy import load_file, save_file
+from runs import API, OTHER, draw_dataset, ended, reload_ui, start, wait_for
+from safetensors.numpy import load_file
 
 if TYPE_CHECKING:
     from conftest import WebUI
@@ -22,7 +21,6 @@ NAME = "lw-test-pause"
 LIVE = f"a thing <lora:{NAME}-live:1>"
 MANY = {"max_train_epochs": 400, "save_every_n_epochs": 400, "learning_rate": 3e-2, "save_precision": "float"}
 FEW = {**MANY, "max_train_epochs": 8}
-OTHER = "lw-test-other"
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +33,6 @@ def no_files_left(webui: WebUI) -> Iterator[None]:
     yield
     for file in webui.networks.glob(f"{NAME}*"):
         file.unlink()
-
-
-@pytest.fixture
-def other_checkpoint(webui: WebUI) -> Iterator[str]:
-    """The title of a second checkpoint with a YAML of its own, so that the WebUI makes a new model for each."""
-    own = Path(webui.call("/sdapi/v1/sd-models")[0]["filename"])
-    files = [own.with_name(f"{OTHER}{suffix}") for suffix in (".safetensors", ".yaml")]
-    weights = {name: value * np.float32(0.97).astype(value.dtype) for name, value in load_file(own).items()}
-    save_file(weights, files[0])
-    shutil.copyfile(own.with_suffix(".yaml"), files[1])
-    title = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
-    webui.call("/sdapi/v1/refresh-checkpoints", {})
-    yield next(each["title"] for each in webui.call("/sdapi/v1/sd-models") if each["model_name"] == OTHER)
-    webui.set_options(sd_model_checkpoint=title)
-    for file in files:
-        file.unlink()
-    webui.call("/sdapi/v1/refresh-checkpoints", {})
 
 
 def picture(webui: WebUI, prompt: str = "a thing") -> np.ndarray:
