@@ -56,7 +56,8 @@ def fill(page: Page, setting: str, value: Any) -> None:
 
 def test_a_run_by_clicking(page: Any, webui: WebUI, tmp_path: Path) -> None:
     dataset = draw_dataset(tmp_path / "pictures")
-    for setting, value in {**SMALL, "output_name": NAME, "train_data_dir": dataset, "max_train_epochs": 40}.items():
+    run = {"output_name": NAME, "train_data_dir": dataset, "max_train_epochs": 40, "save_every_n_epochs": 1}
+    for setting, value in {**SMALL, **run}.items():  # the fields hold the last run's
         if setting not in ("seed", "mixed_precision"):
             fill(page, setting, value)
     page.locator("#lw-look").click()
