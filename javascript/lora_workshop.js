@@ -6,10 +6,10 @@
   const RUNNING_MS = 1000;
   const IDLE_MS = 4000;
   const STATES = {
-    queued: "waiting", running: "training", finished: "finished",
+    queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
-  const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", lost: false };
+  const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
 
@@ -69,7 +69,7 @@
     const run = status.record;
     if (run.state === "queued") return run.note || "waits for its turn";
     const parts = [];
-    if (run.state === "running" && status.phase !== "training") {
+    if (["running", "paused"].includes(run.state) && !["training", "paused"].includes(status.phase)) {
       parts.push(status.phase + (status.phase_total ? ` ${status.phase_done} / ${status.phase_total}` : ""));
     }
     parts.push(`step ${grouped(run.steps)} / ${grouped(run.total_steps)}`);
@@ -93,6 +93,10 @@
     for (const name of ["save", "stop", "cancel"]) {
       byId(name).disabled = !status.active || (name === "save" && run.state === "queued");
     }
+    const paused = Boolean(run) && run.state === "paused";
+    setText("pause", paused ? "Resume" : "Pause");
+    byId("pause").disabled = !paused && (!run || run.state !== "running");
+    whenChanged("paused", paused ? [status.live_network, status.missing_checkpoint] : [], showPause);
     setText("run-state", run ? STATES[run.state] : "idle");
     setText("run-name", run ? run.name : "No run yet in this session.");
     setText("run-facts", run ? facts(status) : "Press Start: progress, loss and saved epochs appear here.");
@@ -110,14 +114,31 @@
     showChart(run);
   }
 
+  /* A tag, and a button that copies it. */
+  function tagPieces(name) {
+    const tag = `<lora:${name}:1>`;
+    const copy = element("button", { type: "button", className: "lw-copy", textContent: "Copy tag" });
+    copy.dataset.lwAction = "copy";
+    copy.dataset.text = tag;
+    return [element("code", { textContent: tag }), copy];
+  }
+
   function showFiles(list, files) {
-    list.replaceChildren(...files.map(({ path, label }) => {
-      const tag = `<lora:${stem(path)}:1>`;
-      const copy = element("button", { type: "button", className: "lw-copy", textContent: "Copy tag" });
-      copy.dataset.lwAction = "copy";
-      copy.dataset.text = tag;
-      return element("li", { title: path }, element("span", { textContent: label }), element("code", { textContent: tag }), copy);
-    }));
+    list.replaceChildren(...files.map(({ path, label }) =>
+      element("li", { title: path }, element("span", { textContent: label }), ...tagPieces(stem(path)))));
+  }
+
+  /* While a run is paused: its network's name in prompts, and the way back to its checkpoint. */
+  function showPause([network, checkpoint]) {
+    const pieces = network ? ["In prompts, as it is now:", ...tagPieces(network)] : [];
+    if (checkpoint) {
+      const load = element("button", { type: "button", className: "lw-button", id: "lw-load-and-resume" });
+      load.textContent = `Load ${checkpoint} and resume`;
+      load.dataset.lwAction = "load-and-resume";
+      pieces.push(load);
+    }
+    byId("paused").replaceChildren(...pieces);
+    byId("paused").hidden = pieces.length === 0;
   }
 
   function showQueue(queued) {
@@ -214,6 +235,8 @@
   const currentRun = () => ({ id: seen.run });
 
   const ACTIONS = {
+    pause: () => ask(byId("live").dataset.state === "paused" ? "resume" : "pause", currentRun()),
+    "load-and-resume": () => ask("resume", { ...currentRun(), load_checkpoint: true }),
     save: () => ask("save", currentRun()),
     stop: () => ask("stop", currentRun()),
     cancel: (button) => {
@@ -273,7 +296,7 @@
     if (live && !document.hidden) {
       if (mounted !== live) {
         mounted = live;
-        for (const key of ["chart", "saved", "messages", "queue", "runs"]) seen[key] = "";
+        for (const key of ["chart", "saved", "messages", "queue", "runs", "paused"]) seen[key] = "";
         makeGroupsReachable();
         fillForm("");
       }

@@ -93,6 +93,28 @@ class JobRunner:
         job.control.save_now()
         return job.run.record
 
+    def pause(self, run_id: str) -> RunRecord:
+        """Give the checkpoint back after the present step, until `resume`; UserError where the run does not go on."""
+        job = self._job(run_id)
+        if job.run.record.state != "running":
+            raise UserError(f"{job.run.record.name} is {job.run.record.state}: only a run that goes on can be paused")
+        job.live.phase("pausing after this step", 0, 0)
+        job.control.pause()
+        return job.run.record
+
+    def resume(self, run_id: str, load_checkpoint: bool = False) -> RunRecord:
+        """Let a paused run go on; with `load_checkpoint` its checkpoint is loaded where another one is.
+
+        The run stays paused, with the reason as its note, where it cannot have its checkpoint.
+        """
+        job = self._job(run_id)
+        if job.run.record.state not in ("running", "paused"):
+            raise UserError(f"{job.run.record.name} is {job.run.record.state}: only a paused run can be resumed")
+        if job.run.record.state == "paused":
+            job.live.phase("waiting for the checkpoint", 0, 0)
+        job.control.resume(load_checkpoint)
+        return job.run.record
+
     def wait(self, run_id: str, timeout: float | None = None) -> RunRecord:
         """The run's record as soon as it is over, or after `timeout` seconds as it is then."""
         job = self._job(run_id)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import Precision, write_network
 from lora_ext.protocols import Events, SavedNetwork, UserError
-from lora_ext.training.plan import epoch_file_name, epoch_to_delete, last_file_name, step_file_name
+from lora_ext.training.plan import epoch_file_name, epoch_to_delete, last_file_name, live_name, step_file_name
 
 
 class NetworkSaver:
@@ -63,6 +63,11 @@ class NetworkSaver:
             rescue = step_file_name(name, step)
             self._write(rescue, epoch, step, is_last=True)
             self.events.message("error", f"{error}. The network is in {rescue} instead.")
+
+    def write_paused(self, path: Path, epoch: int, step: int) -> None:
+        """Write what is trained so far in full precision, as the file of a pause: it is none of the run's files."""
+        metadata = self._metadata(live_name(self.config.saving.output_name), epoch, step)
+        write_network(path, self._tensors(), metadata, "float")
 
     def _try_to_write(self, file_name: str, epoch: int, step: int) -> None:
         try:

@@ -12,6 +12,7 @@ def step_heading(number: int, title: str) -> str:
 
 CONTROLS = """
 <div class="lw-controls">
+  <button type="button" class="lw-button" id="lw-pause" data-lw-action="pause" disabled>Pause</button>
   <button type="button" class="lw-button" id="lw-save" data-lw-action="save" disabled>Save now</button>
   <button type="button" class="lw-button" id="lw-stop" data-lw-action="stop" disabled>Stop and keep</button>
   <button type="button" class="lw-button" id="lw-cancel" data-lw-action="cancel" disabled>Cancel</button>
@@ -27,6 +28,7 @@ LIVE_PANEL = """
   </div>
   <p id="lw-run-facts" class="lw-run-facts"></p>
   <p id="lw-run-note" class="lw-run-note"></p>
+  <div id="lw-paused" class="lw-paused" hidden></div>
   <ul id="lw-queue" class="lw-queue"></ul>
   <div class="lw-columns">
     <div><h4>Loss</h4><div id="lw-chart" class="lw-chart-box">

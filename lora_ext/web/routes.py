@@ -41,6 +41,12 @@ class RunBody(BaseModel):
     id: str
 
 
+class ResumeBody(RunBody):
+    """Which run is to go on; `load_checkpoint` loads its checkpoint first where another one is loaded."""
+
+    load_checkpoint: bool = False
+
+
 def make_router(
     runner: JobRunner, host: Host, authenticate: Callable[..., Any], desk: PlanningDesk | None = None
 ) -> APIRouter:
@@ -122,6 +128,16 @@ def _add_control(router: APIRouter, runner: JobRunner) -> None:
     def cancel(body: RunBody) -> dict[str, Any]:
         """End the run after its present step and write nothing more."""
         return runner.cancel(body.id).as_json()
+
+    @router.post("/pause")
+    def pause(body: RunBody) -> dict[str, Any]:
+        """Give the checkpoint back after the present step; prompts may use what is trained so far meanwhile."""
+        return runner.pause(body.id).as_json()
+
+    @router.post("/resume")
+    def resume(body: ResumeBody) -> dict[str, Any]:
+        """Let a paused run go on."""
+        return runner.resume(body.id, body.load_checkpoint).as_json()
 
     @router.post("/save")
     def save(body: RunBody) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from lora_ext.config.train_config import make_config
-from lora_ext.protocols import UserError
+from lora_ext.protocols import GenerateRequest, UserError
 from lora_ext.web.pictures import picture_url
 from lora_ext.web.planning import PlanningDesk
 
 API = "/lora-workshop/api"
 ROUTES = [
     ("POST", "/start"), ("POST", "/plan"), ("POST", "/stop"), ("POST", "/cancel"), ("POST", "/save"),
+    ("POST", "/pause"), ("POST", "/resume"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
     ("GET", "/picture"),
 ]  # fmt: skip
@@ -32,7 +34,7 @@ OTHER_SITES = [
 def wait_until_over(client: TestClient, run_id: str) -> dict:
     for _ in range(600):
         record = client.get(f"{API}/run/{run_id}").json()["run"]
-        if record["state"] not in ("queued", "running"):
+        if record["state"] not in ("queued", "running", "paused"):
             return record
         time.sleep(0.05)
     raise AssertionError("the run did not end")
@@ -71,6 +73,36 @@ def test_control(served) -> None:
         time.sleep(0.05)
     assert served.client.post(f"{API}/cancel", json={"id": first["id"]}).status_code == 200
     assert wait_until_over(served.client, first["id"])["state"] == "stopped"
+
+
+def test_pause_and_resume(served) -> None:
+    settings = {**served.settings, "max_train_epochs": 4000, "save_every_n_epochs": None}
+    run = served.client.post(f"{API}/start", json={"settings": settings}).json()["id"]
+
+    def status_when(condition: Callable[[dict], bool]) -> dict:
+        for _ in range(600):
+            status: dict = served.client.get(f"{API}/status").json()
+            if condition(status):
+                return status
+            time.sleep(0.05)
+        raise AssertionError(f"it did not come so far: {status['record']}")
+
+    status_when(lambda status: status["record"]["steps"] >= 1)
+    assert served.client.post(f"{API}/pause", json={"id": run}).status_code == 200
+    status = status_when(lambda status: status["record"]["state"] == "paused")
+    assert (status["active"], status["live_network"], status["eta_seconds"]) == (True, "zib-live", None)
+    again = served.client.post(f"{API}/pause", json={"id": run})
+    assert (again.status_code, again.json()["error"]) == (
+        400, "zib is paused: only a run that goes on can be paused",
+    )  # fmt: skip
+    served.host.generate(GenerateRequest("a zib <lora:zib-live:1>", width=32, height=32, steps=1))
+    assert served.client.post(f"{API}/resume", json={"id": run, "load_checkpoint": True}).status_code == 200
+    steps = status["record"]["steps"]
+    status = status_when(lambda status: status["record"]["steps"] > steps)
+    assert (status["record"]["state"], status["live_network"]) == ("running", "")
+    served.client.post(f"{API}/cancel", json={"id": run})
+    assert wait_until_over(served.client, run)["state"] == "stopped"
+    assert served.client.post(f"{API}/resume", json={"id": run}).status_code == 400
 
 
 def test_what_is_wrong_is_said(served) -> None:

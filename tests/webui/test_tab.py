@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runs import SMALL, draw_dataset
+from runs import API, SMALL, draw_dataset, ended, start, wait_for
 
 if TYPE_CHECKING:
     from conftest import WebUI
@@ -56,7 +56,8 @@ def fill(page: Page, setting: str, value: Any) -> None:
 
 def test_a_run_by_clicking(page: Any, webui: WebUI, tmp_path: Path) -> None:
     dataset = draw_dataset(tmp_path / "pictures")
-    for setting, value in {**SMALL, "output_name": NAME, "train_data_dir": dataset, "max_train_epochs": 40}.items():
+    run = {"output_name": NAME, "train_data_dir": dataset, "max_train_epochs": 40, "save_every_n_epochs": 1}
+    for setting, value in {**SMALL, **run}.items():  # the fields hold the last run's
         if setting not in ("seed", "mixed_precision"):
             fill(page, setting, value)
     page.locator("#lw-look").click()
@@ -77,3 +78,31 @@ def test_a_run_by_clicking(page: Any, webui: WebUI, tmp_path: Path) -> None:
     assert page.locator("#lw-run-name").inner_text() == NAME
     kept = page.locator("#lw-output_name").locator("input, textarea").first
     page.wait_for_function("([node, name]) => node.value === name", arg=[kept.element_handle(), NAME])
+
+
+def test_pause_and_resume_by_clicking(page: Any, webui: WebUI, other_checkpoint: str, tmp_path: Path) -> None:
+    own = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    run = start(webui, draw_dataset(tmp_path / "pictures"), NAME, max_train_epochs=400, save_every_n_epochs=400)
+    page.locator("#lw-run-facts", has_text=re.compile(r"step [\d,]+ / 1,200")).wait_for()
+    page.locator("#lw-pause", has_text="Pause").click()
+    page.locator("#lw-run-state", has_text="paused").wait_for()
+    page.locator("#lw-run-note", has_text="the checkpoint is free until Resume").wait_for()
+    assert page.locator("#lw-paused code").inner_text() == f"<lora:{NAME}-live:1>"
+    page.locator("#lw-pause", has_text="Resume").click()
+    page.locator("#lw-run-state", has_text="training").wait_for()
+    page.locator("#lw-paused").wait_for(state="hidden")
+
+    page.locator("#lw-pause", has_text="Pause").click()
+    page.locator("#lw-run-state", has_text="paused").wait_for()
+    webui.set_options(sd_model_checkpoint=other_checkpoint)
+    page.locator("#lw-pause", has_text="Resume").click()
+    load = page.locator("#lw-load-and-resume", has_text="and resume")
+    load.wait_for()
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"webui-paused-{page.theme}.png", full_page=True)
+    load.click()
+    page.locator("#lw-run-state", has_text="training").wait_for()
+    assert webui.call("/sdapi/v1/options")["sd_model_checkpoint"] == own
+    wait_for(webui, run, lambda status: status["record"]["state"] == "running")
+    webui.call(f"{API}/cancel", {"id": run})
+    assert ended(webui, run)["state"] == "stopped"

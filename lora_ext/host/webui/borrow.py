@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,6 @@ OWNER = "training"
 JOB = "LoRA Workshop training"
 
 
-@dataclass(frozen=True)
-class WebUIBorrow:
-    """The checkpoint while a `WebUIHost.borrow()` block lasts."""
-
-    checkpoint: Checkpoint
-
-
 @contextmanager
 def queue_held() -> Iterator[None]:
     """Nothing of the WebUI renders, switches checkpoints or changes attention meanwhile: all that waits in its queue.
@@ -46,7 +38,7 @@ def queue_held() -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) -> Iterator[WebUIBorrow]:
+def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) -> Iterator[Checkpoint]:
     """The model without any network in its weights, frozen, differentiable, for one training alone.
 
     The caller holds the queue. `end_run` tells the training to stop in order; it is called in other threads when
@@ -65,7 +57,7 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         undo.enter_context(on_the_device(sd_model))
         checkpoint = checkpoint_view(sd_model)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
-        yield WebUIBorrow(checkpoint)
+        yield checkpoint
 
 
 def refuse_unsuitable(sd_model: Any) -> None:
