@@ -9,6 +9,8 @@
     queued: "waiting", running: "training", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
+  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path). */
+  const core = { onStatus: [], onRun: [], fileButtons: [] };
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
@@ -108,6 +110,7 @@
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
     showChart(run);
+    for (const show of core.onStatus) show(status);
   }
 
   function showFiles(list, files) {
@@ -116,7 +119,8 @@
       const copy = element("button", { type: "button", className: "lw-copy", textContent: "Copy tag" });
       copy.dataset.lwAction = "copy";
       copy.dataset.text = tag;
-      return element("li", { title: path }, element("span", { textContent: label }), element("code", { textContent: tag }), copy);
+      return element("li", { title: path }, element("span", { textContent: label }), element("code", { textContent: tag }), copy,
+        ...core.fileButtons.map((make) => make(path)));
     }));
   }
 
@@ -183,6 +187,7 @@
       element("div", { className: "lw-columns" }, chart, files), again,
       element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
     );
+    for (const show of core.onRun) show(run, byId("run-detail"));
     byId("run-detail").scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -273,7 +278,7 @@
     if (live && !document.hidden) {
       if (mounted !== live) {
         mounted = live;
-        for (const key of ["chart", "saved", "messages", "queue", "runs"]) seen[key] = "";
+        for (const key of Object.keys(seen)) if (key !== "run" && key !== "lost") seen[key] = "";
         makeGroupsReachable();
         fillForm("");
       }
@@ -297,7 +302,8 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  window.loraWorkshop = { poll };
+  Object.assign(core, { poll, ask, byId, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  window.loraWorkshop = core;
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", poll);
   else poll();
 })();

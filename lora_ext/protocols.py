@@ -74,6 +74,17 @@ class SavedNetwork:
     is_last: bool
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A picture of the network in training, after `step` updates; `prompt_number` is its prompt's place, from 0."""
+
+    image: GeneratedImage
+    prompt: str
+    prompt_number: int
+    epoch: int
+    step: int
+
+
 class Events:
     """What a run tells the program around it; every method may be overridden, all do nothing here."""
 
@@ -92,6 +103,9 @@ class Events:
     def saved(self, saved: SavedNetwork) -> None:
         """A network file was written."""
 
+    def sampled(self, sample: Sample) -> None:
+        """A sample picture was drawn."""
+
     def message(self, level: MessageLevel, text: str) -> None:
         """Something worth reading by a person."""
 
@@ -103,6 +117,7 @@ class Control:
         self._stop = threading.Event()
         self._cancel = threading.Event()
         self._save = threading.Event()
+        self._sample = threading.Event()
 
     def stop(self) -> None:
         """End after the present step and keep what is trained."""
@@ -115,6 +130,10 @@ class Control:
     def save_now(self) -> None:
         """Write the network after the present step and go on."""
         self._save.set()
+
+    def sample_now(self) -> None:
+        """Draw the samples after the present step and go on."""
+        self._sample.set()
 
     @property
     def stopping(self) -> bool:
@@ -130,6 +149,12 @@ class Control:
         """Whether a save was asked for since the last call."""
         asked = self._save.is_set()
         self._save.clear()
+        return asked
+
+    def take_sample_request(self) -> bool:
+        """Whether samples were asked for since the last call."""
+        asked = self._sample.is_set()
+        self._sample.clear()
         return asked
 
     def raise_if_stopping(self) -> None:
@@ -208,9 +233,13 @@ class Borrow(Protocol):
 
 
 class Host(ImageGenerator, Protocol):
-    """The program around the core: it owns the checkpoint, renders pictures, and has folders."""
+    """The program around the core: it owns the checkpoint, renders pictures, and has folders.
+
+    `shows_cards`: it lists networks as cards, with the words and the picture in the files beside them.
+    """
 
     name: str
+    shows_cards: bool
 
     def checkpoint_info(self) -> CheckpointInfo:
         """What is loaded at the moment."""

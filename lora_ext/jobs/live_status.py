@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_ext.jobs.records import RunRecord, json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, SavedNetwork, StepReport
+from lora_ext.protocols import EpochReport, Events, MessageLevel, Sample, SavedNetwork, StepReport
 
 _MESSAGES = 200
 _LOSSES = 500
@@ -23,7 +23,8 @@ class RunStatus:
     """One look at a run.
 
     `phase` is what is being done ("caching latents", "training", …) with `phase_done` of `phase_total`; `progress`
-    runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `queued` are the runs that wait.
+    runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `samples` counts the sample pictures;
+    `queued` are the runs that wait.
     """
 
     record: RunRecord | None = None
@@ -37,6 +38,7 @@ class RunStatus:
     losses: tuple[tuple[int, float | None], ...] = ()
     messages: tuple[dict[str, str], ...] = ()
     saved: tuple[dict[str, Any], ...] = ()
+    samples: int = 0
     queued: tuple[RunRecord, ...] = ()
 
     @property
@@ -61,6 +63,7 @@ class LiveStatus(Events):
         self._times: deque[tuple[int, float]] = deque(maxlen=_ETA_WINDOW)
         self._messages: deque[dict[str, str]] = deque(maxlen=_MESSAGES)
         self._saved: list[dict[str, Any]] = []
+        self._samples = 0
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show another phase, or how far it has come."""
@@ -86,6 +89,11 @@ class LiveStatus(Events):
         entry = {"path": str(saved.path), "epoch": saved.epoch, "step": saved.step, "is_last": saved.is_last}
         with self._lock:
             self._saved = [other for other in self._saved if other["path"] != entry["path"]] + [entry]
+
+    def sampled(self, sample: Sample) -> None:
+        """Count a sample."""
+        with self._lock:
+            self._samples += 1
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Take in a message."""
@@ -119,6 +127,7 @@ class LiveStatus(Events):
                 losses=tuple(self._losses),
                 messages=tuple(self._messages),
                 saved=tuple(entry for entry in self._saved if entry["path"] in record.files),
+                samples=self._samples,
                 queued=tuple(queued),
             )
 
@@ -160,6 +169,11 @@ class FanOut(Events):
         """Hand on."""
         for sink in self.sinks:
             sink.saved(saved)
+
+    def sampled(self, sample: Sample) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.sampled(sample)
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Hand on."""

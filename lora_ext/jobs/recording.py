@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun
-from lora_ext.protocols import Control, EpochReport, Events, Host, SavedNetwork, StepReport, UserError
+from lora_ext.protocols import Control, EpochReport, Events, Host, Sample, SavedNetwork, StepReport, UserError
 from lora_ext.training.trainer import Trainer, TrainingResult
 
 _SECONDS_BETWEEN_WRITES = 2.0
@@ -46,20 +47,9 @@ class RecordingEvents(Events):
         others = [file for file in self.run.record.files if file != path and os.path.exists(file)]
         self.run.update(files=(*others, path), steps=saved.step, epochs=saved.epoch)
 
-
-class HostNotices(Events):
-    """Tells the host of every file, and passes on what it could not do with it."""
-
-    def __init__(self, host: Host, events: Events) -> None:
-        self.host = host
-        self.events = events
-
-    def saved(self, saved: SavedNetwork) -> None:
-        """Make the file usable in the host; its failure must not end the run."""
-        try:
-            self.host.network_saved(saved.path)
-        except Exception as error:
-            self.events.message("warning", f"{saved.path.name} is written, but {self.host.name} refused it: {error}")
+    def sampled(self, sample: Sample) -> None:
+        """Keep the picture in the run's folder."""
+        self.run.samples.add(sample)
 
 
 def output_folder(config: TrainConfig, host: Host) -> Path:
@@ -76,13 +66,13 @@ def train_recorded(
     What goes wrong stands in the record (`error`), with the traceback in `error.txt` where it was nobody's input.
     """
     visible = FanOut(sinks)
-    events = FanOut([RecordingEvents(run), *sinks, HostNotices(host, visible)])
+    events = FanOut([RecordingEvents(run), *sinks, HostNotices(host, visible, writes_cards(config, host))])
     try:
         visible.phase("waiting for the checkpoint", 0, 0)
         run.update(state="running", started=time.time(), note="")
         with host.borrow() as borrow:
             run.update(checkpoint=borrow.checkpoint.name)
-            result = Trainer(borrow.checkpoint, config, Path(run.record.output_dir), events, control).run()
+            result = Trainer(borrow.checkpoint, config, Path(run.record.output_dir), events, control, host).run()
         _enter_result(run, result)
     except UserError as error:
         visible.message("error", str(error))

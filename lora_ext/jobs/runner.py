@@ -14,6 +14,7 @@ from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun, RunRegistry
 from lora_ext.protocols import Control, Host, UserError
 from lora_ext.training.checks import prepare_run
+from lora_ext.training.samples import check_samplers
 
 
 @dataclass
@@ -51,6 +52,7 @@ class JobRunner:
         """
         output_dir = output_folder(config, self.host)
         prepared = prepare_run(config, output_dir)
+        check_samplers(config, prepared.sample_prompts, self.host.samplers())
         with self._lock:
             ahead = [job for job in (self._current, *self._waiting) if job is not None]
             run = self.registry.create(
@@ -87,7 +89,8 @@ class JobRunner:
         record = self.registry.record(run_id)
         losses = tuple((step.step, step.loss) for step in self.registry.steps(run_id)[-500:])
         progress = record.steps / record.total_steps if record.total_steps else 0.0
-        return RunStatus(record, record.state, progress=progress, losses=losses, queued=tuple(queued))
+        samples = len(self.registry.samples(run_id))
+        return RunStatus(record, record.state, progress=progress, losses=losses, samples=samples, queued=tuple(queued))
 
     def stop(self, run_id: str) -> RunRecord:
         """End the run after its present step and keep what is trained; a run that waits is taken from the queue."""
@@ -101,6 +104,12 @@ class JobRunner:
         """Write a file after the present step and go on."""
         job = self._job(run_id)
         job.control.save_now()
+        return job.run.record
+
+    def sample_now(self, run_id: str) -> RunRecord:
+        """Draw the samples after the present step and go on."""
+        job = self._job(run_id)
+        job.control.sample_now()
         return job.run.record
 
     def wait(self, run_id: str, timeout: float | None = None) -> RunRecord:

@@ -18,7 +18,7 @@ from lora_ext.dataset.dataset import Batch, ImageDataset
 from lora_ext.dataset.encodings import EncodingCache
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import find_targets
-from lora_ext.protocols import Cancelled, Control, EpochReport, Events, StepReport, UserError
+from lora_ext.protocols import Cancelled, Control, EpochReport, Events, ImageGenerator, StepReport, UserError
 from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import TextConditioning, token_count
@@ -28,6 +28,7 @@ from lora_ext.training.optimizers import make_optimizer, set_learning_rates
 from lora_ext.training.plan import TrainingPlan, saves_epoch
 from lora_ext.training.precision import autocasting, computing_in, training_dtype
 from lora_ext.training.run_facts import MetadataOfRun
+from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.step import TrainingStep, windows
@@ -61,6 +62,7 @@ class _Run:
     dataset: ImageDataset
     step: TrainingStep
     saver: NetworkSaver
+    samples: SampleDrawer
     factor: Callable[[int], float]
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
@@ -81,12 +83,15 @@ class Trainer:
         output_dir: Path,
         events: Events | None = None,
         control: Control | None = None,
+        generator: ImageGenerator | None = None,
     ) -> None:
+        """`generator` renders samples with the checkpoint as it is; without one there are none."""
         self.checkpoint = checkpoint
         self.config = config
         self.output_dir = output_dir
         self.events = events or Events()
         self.control = control or Control()
+        self.generator = generator
 
     def run(self) -> TrainingResult:
         """Train, and write the network's files.
@@ -133,6 +138,7 @@ class Trainer:
                 dataset=dataset,
                 step=TrainingStep(checkpoint, config, optimizer, encode),
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
+                samples=self._samples(prepared, dataset, network),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
             )
             self._train(run)
@@ -175,10 +181,17 @@ class Trainer:
                 cache.prepare(dataset.captions, self.events, self.control)
         return cache
 
+    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
+        return SampleDrawer(
+            self.config, prepared.sample_prompts, dataset.captions[0], network, self.generator, self.events,
+            self.control,
+        )  # fmt: skip
+
     def _train(self, run: _Run) -> None:
         """The loop over epochs and steps, and the last file."""
-        plan, saver, config = run.plan, run.saver, self.config
+        plan, saver, samples, config = run.plan, run.saver, run.samples, self.config
         self.events.run_started(plan.total_steps, plan.total_epochs)
+        samples.before_first_step()
         for epoch in range(1, plan.total_epochs + 1):
             run.epoch, run.epoch_losses = epoch, []
             for batches in windows(run.dataset.batches(epoch), config.learning.gradient_accumulation_steps):
@@ -187,13 +200,18 @@ class Trainer:
                     break
                 if self.control.take_save_request():
                     saver.save_step(epoch, run.steps)
+                samples.after_step(epoch, run.steps)
             if self.control.stopping:
                 break
             self.events.epoch(EpochReport(epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
             if saves_epoch(config.saving, epoch, plan.total_epochs):
                 saver.save_epoch(epoch, run.steps)
+            if run.steps < plan.total_steps:
+                samples.after_epoch(epoch, run.steps)
         if not self.control.cancelled:
             saver.save_last(run.epoch, run.steps)
+        if run.steps == plan.total_steps:
+            samples.after_last_step(run.epoch, run.steps)
 
     def _take_step(self, run: _Run, batches: Sequence[Batch]) -> None:
         """One optimizer update, and its report."""

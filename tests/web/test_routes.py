@@ -16,6 +16,7 @@ from lora_ext.web.planning import PlanningDesk
 API = "/lora-workshop/api"
 ROUTES = [
     ("POST", "/start"), ("POST", "/plan"), ("POST", "/stop"), ("POST", "/cancel"), ("POST", "/save"),
+    ("POST", "/sample"), ("GET", "/run/x/samples"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
     ("GET", "/picture"),
 ]  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from modules import processing, shared
+from modules import processing, script_callbacks, sd_models, shared
 
-from lora_ext.host.webui.borrow import random_states_kept
-from lora_ext.protocols import GeneratedImage, GenerateRequest, Progress, UserError
+from lora_ext.protocols import Cancelled, GeneratedImage, GenerateRequest, Progress, UserError
 
-_STATE = ("job", "job_no", "job_count", "sampling_step", "sampling_steps", "skipped", "interrupted", "textinfo")
+_STATE = ("job", "job_no", "job_count", "sampling_step", "sampling_steps", "skipped", "textinfo")
+_PLAIN = {"sd_unet": "None", "token_merging_ratio": 0.0, "live_previews_enable": False}
+"""Options during a training: nothing that takes the U-Net's place, changes its classes, or decodes beside it."""
 
 
 def render(
@@ -19,11 +21,12 @@ def render(
     """Render under the WebUI's queue lock, which the caller holds.
 
     `in_training`: in the thread of a training and with its adapters attached; then no tag is looked at, the checkpoint
-    is held, and the random state, the WebUI's counters and what it remembers of prompts stay as they are.
+    is held, and the WebUI's counters and what it remembers of prompts stay as they are. An interrupt stays to be seen
+    by the training. `progress` is told of each step, and may end the picture by an exception.
     """
     override: dict[str, Any] = {"CLIP_stop_at_last_layers": request.clip_skip}
-    if in_training:  # the settings may name another checkpoint already, to which it switches after the training
-        override["sd_model_checkpoint"] = sd_model.sd_checkpoint_info.title
+    if in_training:
+        override |= {**_PLAIN, "sd_model_checkpoint": _title(sd_model)}
     p = processing.StableDiffusionProcessingTxt2Img(
         sd_model=sd_model,
         prompt=request.prompt,
@@ -38,28 +41,76 @@ def render(
         do_not_save_samples=True,
         do_not_save_grid=True,
         disable_extra_networks=in_training,
-        override_settings=override,
+        override_settings=dict(override),
+        override_settings_restore_afterwards=not in_training,
     )
     p.cached_c, p.cached_uc = [None, None], [None, None]
     p.cached_hr_c, p.cached_hr_uc = [None, None], [None, None]
     with ExitStack() as undo:
         if in_training:
-            undo.enter_context(random_states_kept())
             undo.callback(_put_back, {name: getattr(shared.state, name) for name in _STATE})
+            undo.callback(_put_options_back, override, {name: shared.opts.data[name] for name in override})
         else:
             shared.state.begin(job="LoRA Workshop pictures")
             undo.callback(shared.state.end)
         undo.callback(p.close)
+        undo.enter_context(_steps_told(progress))
         done = processing.process_images(p)
-    if progress is not None:
-        progress(request.steps, request.steps)
+        if in_training and shared.state.interrupted:
+            raise Cancelled("interrupted in the middle of a picture")
     return _pictures(done)
+
+
+def _title(sd_model: Any) -> str:
+    """The loaded checkpoint's name for the WebUI, which would load the one of the settings where it knows none.
+
+    The settings may name another checkpoint already, to which the WebUI switches after the training.
+    """
+    title: str = sd_model.sd_checkpoint_info.title
+    if sd_models.checkpoint_aliases.get(title) is None:
+        raise UserError(f"{title} is no longer in the WebUI's list of checkpoints: put its file back for samples")
+    return title
+
+
+@contextmanager
+def _steps_told(progress: Progress | None) -> Iterator[None]:
+    """`progress` is called at each step of the sampler; where it raises, the picture is given up.
+
+    The WebUI swallows exceptions of callbacks, so the sampler is interrupted and the exception raised again here.
+    """
+    if progress is None:
+        yield
+        return
+    raised: list[Cancelled] = []
+
+    def tell(params: Any) -> None:
+        try:
+            progress(int(params.sampling_step), int(params.total_sampling_steps))
+        except Cancelled as cancelled:
+            raised.append(cancelled)
+            shared.state.interrupted = True
+
+    script_callbacks.on_cfg_denoiser(tell, name="lora_workshop_progress")
+    try:
+        yield
+    finally:
+        script_callbacks.remove_callbacks_for_function(tell)
+        if raised:
+            shared.state.interrupted = False
+            raise raised[0]
 
 
 def _put_back(values: dict[str, Any]) -> None:
     for name, value in values.items():
         setattr(shared.state, name, value)
     shared.state.current_latent = None
+
+
+def _put_options_back(ours: dict[str, Any], before: dict[str, Any]) -> None:
+    """The options as they were, except those that a person has changed while the picture was drawn."""
+    for name, value in before.items():
+        if shared.opts.data[name] == ours[name]:
+            shared.opts.data[name] = value
 
 
 def _pictures(done: Any) -> list[GeneratedImage]:
