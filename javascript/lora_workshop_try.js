@@ -166,7 +166,11 @@
     ];
   }
 
-  core.fileButtons.push((path) => makeButton("lw-copy", words().use, "use-network", { name: stem(path) }));
+  core.fileButtons.push((path) => {
+    const made = makeButton("lw-copy", "Use", "use-network", { name: stem(path) });
+    made.title = words().use;
+    return made;
+  });
 
   core.onRun.push((run, place) => {
     place.insertBefore(element("div", { className: "lw-controls" }, ...buttonsOf(run)), place.querySelector("details"));

@@ -184,12 +184,11 @@ class SampleSettings:
     """Pictures of the network while it is trained."""
 
     sample_every_n_epochs: int | None = setting(
-        None, "Every epochs", "Draw the samples after so many epochs.", minimum=1, unit="epochs"
+        None, "Draw every", "Draw the samples after so many epochs.", minimum=1, unit="epochs"
     )
     sample_every_n_steps: int | None = setting(
-        None, "Every steps", "Draw the samples after so many steps; epochs win where both are given.", minimum=1,
-        unit="steps",
-    )  # fmt: skip
+        None, "Draw every", "The same in steps; epochs win where both are given.", minimum=1, unit="steps"
+    )
     sample_at_first: bool = setting(False, "Before the first step", "Draw the samples without the network too.")
     sample_sampler: str = setting(
         "Euler a", "Sampler", "As the WebUI or sd-scripts names it: Euler a, DDIM, euler_a, dpmsolver++, …"

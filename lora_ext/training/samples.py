@@ -152,6 +152,7 @@ class SampleDrawer:
         self._end_if_stopping()
         with random_states_kept(), torch.no_grad(), _evaluating(self._network):
             (image,) = generator.generate(sample_request(prompt, self.config), self._end_if_stopping)
+        self._end_if_stopping()  # the host may have given up in the middle
         name = self.config.saving.output_name
         infotext = f"{image.infotext}, Network in training: {name}, Network epoch: {epoch}, Network step: {step}"
         self.events.sampled(Sample(replace(image, infotext=infotext), prompt.prompt, number, epoch, step))

@@ -192,6 +192,7 @@ class Trainer:
         plan, saver, samples, config = run.plan, run.saver, run.samples, self.config
         self.events.run_started(plan.total_steps, plan.total_epochs)
         samples.before_first_step()
+        self.control.raise_if_stopping()
         for epoch in range(1, plan.total_epochs + 1):
             run.epoch, run.epoch_losses = epoch, []
             for batches in windows(run.dataset.batches(epoch), config.learning.gradient_accumulation_steps):
@@ -201,6 +202,8 @@ class Trainer:
                 if self.control.take_save_request():
                     saver.save_step(epoch, run.steps)
                 samples.after_step(epoch, run.steps)
+                if self.control.stopping:
+                    break
             if self.control.stopping:
                 break
             self.events.epoch(EpochReport(epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
@@ -208,6 +211,8 @@ class Trainer:
                 saver.save_epoch(epoch, run.steps)
             if run.steps < plan.total_steps:
                 samples.after_epoch(epoch, run.steps)
+            if self.control.stopping:
+                break
         if not self.control.cancelled:
             saver.save_last(run.epoch, run.steps)
         if run.steps == plan.total_steps:

@@ -11,6 +11,7 @@ from modules import processing, script_callbacks, sd_models, shared
 from lora_ext.protocols import Cancelled, GeneratedImage, GenerateRequest, Progress, UserError
 
 _STATE = ("job", "job_no", "job_count", "sampling_step", "sampling_steps", "skipped", "textinfo")
+_UNSET = object()
 _PLAIN = {"sd_unet": "None", "token_merging_ratio": 0.0, "live_previews_enable": False}
 """Options during a training: nothing that takes the U-Net's place, changes its classes, or decodes beside it."""
 
@@ -42,14 +43,14 @@ def render(
         do_not_save_grid=True,
         disable_extra_networks=in_training,
         override_settings=dict(override),
-        override_settings_restore_afterwards=not in_training,
+        override_settings_restore_afterwards=False,
     )
     p.cached_c, p.cached_uc = [None, None], [None, None]
     p.cached_hr_c, p.cached_hr_uc = [None, None], [None, None]
     with ExitStack() as undo:
+        undo.callback(_put_options_back, override, {name: shared.opts.data.get(name, _UNSET) for name in override})
         if in_training:
             undo.callback(_put_back, {name: getattr(shared.state, name) for name in _STATE})
-            undo.callback(_put_options_back, override, {name: shared.opts.data[name] for name in override})
         else:
             shared.state.begin(job="LoRA Workshop pictures")
             undo.callback(shared.state.end)
@@ -107,10 +108,18 @@ def _put_back(values: dict[str, Any]) -> None:
 
 
 def _put_options_back(ours: dict[str, Any], before: dict[str, Any]) -> None:
-    """The options as they were, except those that a person has changed while the picture was drawn."""
+    """The options as they were, except those that a person has changed while the picture was drawn.
+
+    The WebUI itself would leave an option changed that stood at its default, and put a person's choice away.
+    """
+    options = shared.opts.data
     for name, value in before.items():
-        if shared.opts.data[name] == ours[name]:
-            shared.opts.data[name] = value
+        if options.get(name, _UNSET) != ours[name]:
+            continue
+        if value is _UNSET:
+            del options[name]
+        else:
+            options[name] = value
 
 
 def _pictures(done: Any) -> list[GeneratedImage]:
