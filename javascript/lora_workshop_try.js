@@ -183,9 +183,14 @@
       byId("try-buttons").replaceChildren(...buttons);
       byId("try-buttons").hidden = !buttons.length;
       byId("try-hint").hidden = Boolean(buttons.length);
-      if (inWebUI() && buttons.length) document.querySelector("#txt2img_lora_extra_refresh_internal")?.click();  // its cards
     });
+    if (inWebUI() && run && run.files.length && status.phase !== "drawing samples") {
+      core.whenChanged("cards", [run.files, status.samples], refreshCards);
+    }
   });
+
+  /* The WebUI's cards: new files, and the pictures that samples have put beside them. */
+  const refreshCards = () => document.querySelector("#txt2img_lora_extra_refresh_internal")?.click();
 
   /* ---- samples ---- */
 

@@ -191,7 +191,7 @@ class SampleSettings:
     )
     sample_at_first: bool = setting(False, "Before the first step", "Draw the samples without the network too.")
     sample_sampler: str = setting(
-        "Euler a", "Sampler", "As the WebUI or sd-scripts names it: Euler a, DDIM, euler_a, dpmsolver++, …"
+        "Euler a", "Sampler", "By its name in the WebUI or in sd-scripts (Euler a or euler_a)."
     )
     sample_prompts: str = setting(
         "", "Prompts",

@@ -29,14 +29,18 @@ def test_a_card_holds_what_the_webui_shows(network: Path) -> None:
     assert write_sidecar(network, METADATA, b"picture")
     values = json.loads(network.with_suffix(".json").read_text(encoding="utf-8"))
     del values["lora workshop"]
-    assert values == card_values(METADATA) == {
-        "description": "cat-000003: epoch 3, step 30 on base.safetensors",
-        "sd version": "SD1",
-        "activation text": "sks cat",
-        "preferred weight": 1.0,
-        "negative text": "",
-        "notes": "rank 8, alpha 4.0, learning rate 0.0001, resolution (512, 512); written by LoRA Workshop",
-    }
+    assert (
+        values
+        == card_values(METADATA)
+        == {
+            "description": "cat-000003: epoch 3, step 30 on base.safetensors",
+            "sd version": "SD1",
+            "activation text": "sks cat",
+            "preferred weight": 1.0,
+            "negative text": "",
+            "notes": "rank 8, alpha 4.0, learning rate 0.0001, resolution (512, 512); written by LoRA Workshop",
+        }
+    )
     assert network.with_suffix(".png").read_bytes() == b"picture"
 
 
