@@ -97,6 +97,7 @@ class SampleDrawer:
         self._first_caption = first_caption
         self._network = network
         self._generator = generator
+        self._told: set[str] = set()
 
     def before_first_step(self) -> None:
         """Draw where that is wanted before anything is trained."""
@@ -153,6 +154,10 @@ class SampleDrawer:
         with random_states_kept(), torch.no_grad(), _evaluating(self._network):
             (image,) = generator.generate(sample_request(prompt, self.config), self._end_if_stopping)
         self._end_if_stopping()  # the host may have given up in the middle
+        for text in image.messages:
+            if text not in self._told:
+                self.events.message("warning", f"Samples: {text}")
+        self._told.update(image.messages)
         name = self.config.saving.output_name
         infotext = f"{image.infotext}, Network in training: {name}, Network epoch: {epoch}, Network step: {step}"
         self.events.sampled(Sample(replace(image, infotext=infotext), prompt.prompt, number, epoch, step))

@@ -57,7 +57,9 @@ class Painter:
         progress(1, 2)
         if self.fails is not None:
             raise self.fails
-        return [GeneratedImage(Image.new("RGB", (64, 64)), request.seed, f"{request.prompt}\nSteps: 2, Seed: 1")]
+        return [
+            GeneratedImage(Image.new("RGB", (64, 64)), request.seed, f"{request.prompt}\nSteps: 2, Seed: 1", ("pale",))
+        ]
 
 
 class Seen(Events):
@@ -143,6 +145,7 @@ def test_sample_now_uses_the_first_caption_and_says_so(
     Trainer(checkpoint, small_config(), tmp_path, events, control, painter).run()
     assert events.places == [(1, 2, 0), (2, 6, 0)]
     assert [request.prompt for request in painter.requests] == ["a cat, number 0, yellow"] * 2
+    assert events.messages.count(("warning", "Samples: pale")) == 1
     said = [text for level, text in events.messages if "no sample prompts" in text]
     assert said == ["There are no sample prompts: the first caption is drawn, “a cat, number 0, yellow”."]
     assert events.samples[0].image.infotext.endswith(

@@ -70,6 +70,16 @@ def test_a_sample_is_the_picture_of_the_saved_file(webui: WebUI, dataset: Path) 
     assert last["infotext"] == bare.infotexts[0] + ours
 
 
+def test_tags_in_a_sample_prompt_are_left_out_and_told_of(webui: WebUI, dataset: Path) -> None:
+    values = {**DRAWN, "sample_prompts": f"{PROMPT}\n{PROMPT.replace('thing', 'thing <lora:other:0.5>')}"}
+    run = start(webui, dataset, NAME, **values)
+    assert ended(webui, run)["state"] == "finished"
+    samples = samples_of(webui, run)
+    assert np.array_equal(pixels(webui, samples[0]["url"]), pixels(webui, samples[1]["url"]))
+    told = [each["text"] for each in webui.call(f"{API}/status?run={run}")["messages"]]
+    assert told.count("Samples: <lora:other:0.5> is left out while a network is in training") == 1
+
+
 def test_samples_change_neither_the_training_nor_the_webui(webui: WebUI, dataset: Path) -> None:
     before = webui.generate("a house").pictures[0]
     options = webui.call("/sdapi/v1/options")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from modules import processing, script_callbacks, sd_models, shared
 
+from lora_ext.apply.tags import parse_tags
 from lora_ext.protocols import Cancelled, GeneratedImage, GenerateRequest, Progress, UserError
 
 _STATE = ("job", "job_no", "job_count", "sampling_step", "sampling_steps", "skipped", "textinfo")
@@ -21,16 +22,17 @@ def render(
 ) -> list[GeneratedImage]:
     """Render under the WebUI's queue lock, which the caller holds.
 
-    `in_training`: in the thread of a training and with its adapters attached; then no tag is looked at, the checkpoint
+    `in_training`: in the thread of a training and with its adapters attached; then tags are left out, the checkpoint
     is held, and the WebUI's counters and what it remembers of prompts stay as they are. An interrupt stays to be seen
     by the training. `progress` is told of each step, and may end the picture by an exception.
     """
     override: dict[str, Any] = {"CLIP_stop_at_last_layers": request.clip_skip}
     if in_training:
         override |= {**_PLAIN, "sd_model_checkpoint": _title(sd_model)}
+    parsed = parse_tags(request.prompt)
     p = processing.StableDiffusionProcessingTxt2Img(
         sd_model=sd_model,
-        prompt=request.prompt,
+        prompt=parsed.text if in_training else request.prompt,
         negative_prompt=request.negative_prompt,
         seed=request.seed,
         sampler_name=request.sampler,
@@ -55,11 +57,13 @@ def render(
             shared.state.begin(job="LoRA Workshop pictures")
             undo.callback(shared.state.end)
         undo.callback(p.close)
+        undo.callback(shared.total_tqdm.clear)
         undo.enter_context(_steps_told(progress))
         done = processing.process_images(p)
         if in_training and shared.state.interrupted:
             raise Cancelled("interrupted in the middle of a picture")
-    return _pictures(done)
+    left_out = [f"{tag.text()} is left out while a network is in training" for tag in parsed.tags if in_training]
+    return _pictures(done, left_out)
 
 
 def _title(sd_model: Any) -> str:
@@ -122,12 +126,12 @@ def _put_options_back(ours: dict[str, Any], before: dict[str, Any]) -> None:
             options[name] = value
 
 
-def _pictures(done: Any) -> list[GeneratedImage]:
+def _pictures(done: Any, left_out: Sequence[str]) -> list[GeneratedImage]:
     """The pictures with their infotexts, without the grid that the WebUI puts first."""
     first = done.index_of_first_image
     if len(done.images) <= first:
         raise UserError("the WebUI made no picture: it was interrupted")
-    messages = tuple(line for line in (done.comments or "").splitlines() if line)
+    messages = (*left_out, *(line for line in (done.comments or "").splitlines() if line))
     return [
         GeneratedImage(image, int(seed), infotext, messages)
         for image, seed, infotext in zip(done.images[first:], done.all_seeds, done.infotexts[first:], strict=False)
