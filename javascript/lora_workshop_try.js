@@ -178,14 +178,14 @@
 
   core.onStatus.push((status) => {
     const run = status.record;
-    core.whenChanged("try", run ? [run.name, run.files] : null, () => {
+    core.whenChanged("try", run ? [run.id, run.files] : null, () => {
       const buttons = buttonsOf(run);
       byId("try-buttons").replaceChildren(...buttons);
       byId("try-buttons").hidden = !buttons.length;
       byId("try-hint").hidden = Boolean(buttons.length);
     });
     if (inWebUI() && run && run.files.length && status.phase !== "drawing samples") {
-      core.whenChanged("cards", [run.files, status.samples], refreshCards);
+      core.whenChanged("cards", [run.id, run.files, status.samples], refreshCards);
     }
   });
 

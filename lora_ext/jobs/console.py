@@ -61,7 +61,7 @@ class TqdmEvents(Events):
 
     def sampled(self, sample: Sample) -> None:
         """Say what was drawn."""
-        self._write(f"drew “{sample.prompt}” after {sample.step} steps")
+        self._write(f"drew “{sample.prompt}” after step {sample.step}")
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Say it above the bar."""
