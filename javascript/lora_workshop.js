@@ -9,6 +9,8 @@
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
+  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path). */
+  const core = { onStatus: [], onRun: [], fileButtons: [] };
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
@@ -112,6 +114,7 @@
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
     showChart(run);
+    for (const show of core.onStatus) show(status);
   }
 
   /* A tag, and a button that copies it. */
@@ -125,7 +128,8 @@
 
   function showFiles(list, files) {
     list.replaceChildren(...files.map(({ path, label }) =>
-      element("li", { title: path }, element("span", { textContent: label }), ...tagPieces(stem(path)))));
+      element("li", { title: path }, element("span", { textContent: label }), ...tagPieces(stem(path)),
+        ...core.fileButtons.map((make) => make(path)))));
   }
 
   /* While a run is paused: its network's name in prompts, and the way back to its checkpoint. */
@@ -204,6 +208,7 @@
       element("div", { className: "lw-columns" }, chart, files), again,
       element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
     );
+    for (const show of core.onRun) show(run, byId("run-detail"));
     byId("run-detail").scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -296,7 +301,7 @@
     if (live && !document.hidden) {
       if (mounted !== live) {
         mounted = live;
-        for (const key of ["chart", "saved", "messages", "queue", "runs", "paused"]) seen[key] = "";
+        for (const key of Object.keys(seen)) if (key !== "run" && key !== "lost") seen[key] = "";
         makeGroupsReachable();
         fillForm("");
       }
@@ -320,7 +325,8 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  window.loraWorkshop = { poll };
+  Object.assign(core, { poll, ask, byId, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  window.loraWorkshop = core;
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", poll);
   else poll();
 })();

@@ -98,6 +98,17 @@ class PauseReport:
     missing_checkpoint: str = ""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A picture of the network in training, after `step` updates; `prompt_number` is its prompt's place, from 0."""
+
+    image: GeneratedImage
+    prompt: str
+    prompt_number: int
+    epoch: int
+    step: int
+
+
 class Events:
     """What a run tells the program around it; every method may be overridden, all do nothing here."""
 
@@ -122,6 +133,9 @@ class Events:
     def resumed(self) -> None:
         """The run has the checkpoint again and goes on."""
 
+    def sampled(self, sample: Sample) -> None:
+        """A sample picture was drawn."""
+
     def message(self, level: MessageLevel, text: str) -> None:
         """Something worth reading by a person."""
 
@@ -143,6 +157,7 @@ class Control:
         self._pause = threading.Event()
         self._resume: ResumeRequest | None = None
         self._asked = threading.Event()
+        self._sample = threading.Event()
 
     def stop(self) -> None:
         """End after the present step and keep what is trained."""
@@ -169,6 +184,10 @@ class Control:
         self._pause.clear()
         self._resume = ResumeRequest(load_checkpoint)
         self._asked.set()
+
+    def sample_now(self) -> None:
+        """Draw the samples after the present step and go on."""
+        self._sample.set()
 
     @property
     def stopping(self) -> bool:
@@ -201,6 +220,12 @@ class Control:
         """Wait until something is asked of a paused run; may return once for what was asked before."""
         self._asked.wait()
         self._asked.clear()
+
+    def take_sample_request(self) -> bool:
+        """Whether samples were asked for since the last call."""
+        asked = self._sample.is_set()
+        self._sample.clear()
+        return asked
 
     def raise_if_stopping(self) -> None:
         """Raise `Cancelled` when the run is to end; for stages before there is anything to keep."""
@@ -293,9 +318,13 @@ class Borrow(Protocol):
 
 
 class Host(ImageGenerator, Protocol):
-    """The program around the core: it owns the checkpoint, renders pictures, and has folders."""
+    """The program around the core: it owns the checkpoint, renders pictures, and has folders.
+
+    `shows_cards`: it lists networks as cards, with the words and the picture in the files beside them.
+    """
 
     name: str
+    shows_cards: bool
 
     def checkpoint_info(self) -> CheckpointInfo:
         """What is loaded at the moment."""

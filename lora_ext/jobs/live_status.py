@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_ext.jobs.records import RunRecord, json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, PauseReport, SavedNetwork, StepReport
+from lora_ext.protocols import EpochReport, Events, MessageLevel, PauseReport, Sample, SavedNetwork, StepReport
 
 _MESSAGES = 200
 _LOSSES = 500
@@ -23,9 +23,9 @@ class RunStatus:
     """One look at a run.
 
     `phase` is what is being done ("caching latents", "training", …) with `phase_done` of `phase_total`; `progress`
-    runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `queued` are the runs that wait. While
-    the run is paused, `live_network` is the name of what is trained so far in prompts, and `missing_checkpoint` names
-    what has to be loaded where the run could not go on for want of it.
+    runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `samples` counts the sample pictures;
+    `queued` are the runs that wait. While the run is paused, `live_network` is the name of what is trained so far in
+    prompts, and `missing_checkpoint` names what has to be loaded where the run could not go on for want of it.
     """
 
     record: RunRecord | None = None
@@ -39,6 +39,7 @@ class RunStatus:
     losses: tuple[tuple[int, float | None], ...] = ()
     messages: tuple[dict[str, str], ...] = ()
     saved: tuple[dict[str, Any], ...] = ()
+    samples: int = 0
     queued: tuple[RunRecord, ...] = ()
     live_network: str = ""
     missing_checkpoint: str = ""
@@ -66,6 +67,7 @@ class LiveStatus(Events):
         self._messages: deque[dict[str, str]] = deque(maxlen=_MESSAGES)
         self._saved: list[dict[str, Any]] = []
         self._pause: PauseReport | None = None
+        self._samples = 0
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show another phase, or how far it has come."""
@@ -107,6 +109,11 @@ class LiveStatus(Events):
             self._times.clear()
             self._times.append((step, time.monotonic()))
 
+    def sampled(self, sample: Sample) -> None:
+        """Count a sample."""
+        with self._lock:
+            self._samples += 1
+
     def message(self, level: MessageLevel, text: str) -> None:
         """Take in a message."""
         with self._lock:
@@ -141,6 +148,7 @@ class LiveStatus(Events):
                 losses=tuple(self._losses),
                 messages=tuple(self._messages),
                 saved=tuple(entry for entry in self._saved if entry["path"] in record.files),
+                samples=self._samples,
                 queued=tuple(queued),
                 live_network=pause.live_name if pause else "",
                 missing_checkpoint=pause.missing_checkpoint if pause else "",
@@ -194,6 +202,11 @@ class FanOut(Events):
         """Hand on."""
         for sink in self.sinks:
             sink.resumed()
+
+    def sampled(self, sample: Sample) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.sampled(sample)
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Hand on."""

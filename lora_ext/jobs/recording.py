@@ -9,10 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun
-from lora_ext.protocols import Control, EpochReport, Events, Host, PauseReport, SavedNetwork, StepReport, UserError
+from lora_ext.protocols import (
+    Control,
+    EpochReport,
+    Events,
+    Host,
+    PauseReport,
+    Sample,
+    SavedNetwork,
+    StepReport,
+    UserError,
+)
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.trainer import Trainer, TrainingResult
 
@@ -56,38 +67,9 @@ class RecordingEvents(Events):
         """Enter that the run goes on."""
         self.run.update(state="running", note="")
 
-
-class HostNotices(Events):
-    """Tells the host of every file and of a pause's network, and passes on what it could not do with a file."""
-
-    def __init__(self, host: Host, events: Events) -> None:
-        self.host = host
-        self.events = events
-        self._live: str | None = None
-
-    def saved(self, saved: SavedNetwork) -> None:
-        """Make the file usable in the host; its failure must not end the run."""
-        try:
-            self.host.network_saved(saved.path)
-        except Exception as error:
-            self.events.message("warning", f"{saved.path.name} is written, but {self.host.name} refused it: {error}")
-
-    def paused(self, report: PauseReport) -> None:
-        """Let prompts use what is trained so far."""
-        self._set_live(report.live_name, report.network)
-
-    def resumed(self) -> None:
-        """Take that name away again."""
-        self.end()
-
-    def end(self) -> None:
-        """Take the name of a pause away, where there is one."""
-        if self._live is not None:
-            self._set_live(self._live, None)
-
-    def _set_live(self, name: str, path: Path | None) -> None:
-        self.host.set_live_network(name, path)
-        self._live = name if path is not None else None
+    def sampled(self, sample: Sample) -> None:
+        """Keep the picture in the run's folder."""
+        self.run.samples.add(sample)
 
 
 def output_folder(config: TrainConfig, host: Host) -> Path:
@@ -104,7 +86,7 @@ def train_recorded(
     What goes wrong stands in the record (`error`), with the traceback in `error.txt` where it was nobody's input.
     """
     visible = FanOut(sinks)
-    notices = HostNotices(host, visible)
+    notices = HostNotices(host, visible, writes_cards(config, host))
     events = FanOut([notices, *sinks, RecordingEvents(run)])  # what the record says is true already
     try:
         visible.phase("waiting for the checkpoint", 0, 0)
@@ -133,7 +115,7 @@ def _train(host: Host, run: OpenRun, config: TrainConfig, control: Control, even
         checkpoint = borrow.checkpoint
         run.update(checkpoint=checkpoint.name)
         place = PausePlace(borrow, run.paused_file)
-        return Trainer(checkpoint, config, Path(run.record.output_dir), events, control, place).run()
+        return Trainer(checkpoint, config, Path(run.record.output_dir), events, control, place, host).run()
 
 
 def _delete_paused_file(run: OpenRun, events: Events) -> None:

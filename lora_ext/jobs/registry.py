@@ -1,7 +1,8 @@
 """The runs on disk: one folder a run, readable by any process, honest about runs whose process is gone.
 
-A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `steps.csv`, and `lock`, which the
-process of the run holds for as long as it lives. `paused.safetensors` is there from a run's first pause to its end.
+A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `steps.csv`, `samples` with pictures,
+and `lock`, which the process of the run holds for as long as it lives. `paused.safetensors` is there from a run's first
+pause to its end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.locking import ProcessLock, is_locked
 from lora_ext.jobs.records import RunRecord, record_from_json
+from lora_ext.jobs.samples_file import SamplesFolder, SavedSample, read_samples
 from lora_ext.jobs.steps_file import LoggedStep, StepsFile, read_steps
 from lora_ext.protocols import UserError
 
@@ -29,6 +31,7 @@ _Result = TypeVar("_Result")
 
 _RECORD, _CONFIG, _STEPS, _LOCK = "run.json", "config.toml", "steps.csv", "lock"
 _PAUSED = "paused.safetensors"
+_SAMPLES = "samples"
 _ID = re.compile(r"\d{8}-\d{6}(-[A-Za-z0-9_-]*)?")
 
 
@@ -39,6 +42,7 @@ class OpenRun:
         self.folder = folder
         self.record = record
         self.steps = StepsFile(folder / _STEPS)
+        self.samples = SamplesFolder(folder / _SAMPLES)
         self._lock = lock
 
     @property
@@ -125,6 +129,10 @@ class RunRegistry:
     def steps(self, run_id: str) -> list[LoggedStep]:
         """Every step of a run, as far as they were written."""
         return read_steps(self.folder / self.record(run_id).id / _STEPS)
+
+    def samples(self, run_id: str) -> list[SavedSample]:
+        """The sample pictures of a run, in the order in which they were drawn."""
+        return read_samples(self.folder / self.record(run_id).id / _SAMPLES)
 
     def _scan(self) -> tuple[list[RunRecord], list[str]]:
         records, notes = [], []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import Precision, write_network
+from lora_ext.networks.sidecar import delete_sidecar
 from lora_ext.protocols import Events, SavedNetwork, UserError
 from lora_ext.training.plan import epoch_file_name, epoch_to_delete, last_file_name, live_name, step_file_name
 
@@ -76,15 +77,15 @@ class NetworkSaver:
             self.events.message("error", f"{error}. Training goes on.")
 
     def _delete(self, path: Path) -> None:
-        """Delete a file of this run; one that another program holds open stays, with a warning."""
+        """Delete a file of this run and its card; one that another program holds open stays, with a warning."""
         if path not in self.files:
             return
         try:
             path.unlink(missing_ok=True)
-        except OSError as error:
-            self.events.message("warning", f"{path} could not be deleted: {error.strerror or error}")
-        else:
             self.files.remove(path)
+            delete_sidecar(path)
+        except OSError as error:
+            self.events.message("warning", f"{error.filename} could not be deleted: {error.strerror or error}")
 
     def _write(self, file_name: str, epoch: int, step: int, is_last: bool = False) -> None:
         path = self.output_dir / file_name

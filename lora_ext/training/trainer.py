@@ -16,7 +16,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch, ImageDataset
 from lora_ext.dataset.encodings import EncodingCache
 from lora_ext.networks.network import Network
-from lora_ext.protocols import Cancelled, Control, EpochReport, Events, StepReport, UserError
+from lora_ext.protocols import Cancelled, Control, EpochReport, Events, ImageGenerator, StepReport, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import TextConditioning, token_count
 from lora_ext.training.noise import generator_for
@@ -25,6 +25,7 @@ from lora_ext.training.pausing import PausePlace, Pauses
 from lora_ext.training.plan import TrainingPlan, saves_epoch
 from lora_ext.training.precision import autocasting, computing_in
 from lora_ext.training.run_facts import MetadataOfRun
+from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
@@ -61,6 +62,7 @@ class _Run:
     conditioning: TextConditioning
     step: TrainingStep
     saver: NetworkSaver
+    samples: SampleDrawer
     factor: Callable[[int], float]
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
@@ -85,13 +87,16 @@ class Trainer:
         events: Events | None = None,
         control: Control | None = None,
         pause_place: PausePlace | None = None,
+        generator: ImageGenerator | None = None,
     ) -> None:
+        """`generator` renders samples with the checkpoint as it is; without one there are none."""
         self.checkpoint = checkpoint
         self.config = config
         self.output_dir = output_dir
         self.events = events or Events()
         self.control = control or Control()
         self.pause_place = pause_place
+        self.generator = generator
 
     def run(self) -> TrainingResult:
         """Train, and write the network's files.
@@ -135,6 +140,7 @@ class Trainer:
                 conditioning=conditioning,
                 step=TrainingStep(checkpoint, config, optimizer, encode),
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
+                samples=self._samples(prepared, dataset, network),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
             )
             self._train(run)
@@ -178,10 +184,18 @@ class Trainer:
                 cache.prepare(dataset.captions, self.events, self.control)
         return cache
 
+    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
+        return SampleDrawer(
+            self.config, prepared.sample_prompts, dataset.captions[0], network, self.generator, self.events,
+            self.control,
+        )  # fmt: skip
+
     def _train(self, run: _Run) -> None:
         """The loop over epochs and steps, and the last file."""
-        plan, saver, config = run.plan, run.saver, self.config
+        plan, saver, samples, config = run.plan, run.saver, run.samples, self.config
         self.events.run_started(plan.total_steps, plan.total_epochs)
+        samples.before_first_step()
+        self.control.raise_if_stopping()
         for epoch in range(1, plan.total_epochs + 1):
             run.epoch, run.epoch_losses = epoch, []
             for batches in windows(run.dataset.batches(epoch), config.learning.gradient_accumulation_steps):
@@ -192,13 +206,22 @@ class Trainer:
                     break
                 if self.control.take_save_request():
                     saver.save_step(epoch, run.steps)
+                samples.after_step(epoch, run.steps)
+                if self.control.stopping:
+                    break
             if self.control.stopping:
                 break
             self.events.epoch(EpochReport(epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
             if saves_epoch(config.saving, epoch, plan.total_epochs):
                 saver.save_epoch(epoch, run.steps)
+            if run.steps < plan.total_steps:
+                samples.after_epoch(epoch, run.steps)
+            if self.control.stopping:
+                break
         if not self.control.cancelled:
             saver.save_last(run.epoch, run.steps)
+        if run.steps == plan.total_steps:
+            samples.after_last_step(run.epoch, run.steps)
 
     def _pause_where_asked(self, run: _Run) -> None:
         """Hand the checkpoint back until the run goes on, perhaps with another instance of it, or is to end."""

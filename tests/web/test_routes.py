@@ -18,6 +18,7 @@ API = "/lora-workshop/api"
 ROUTES = [
     ("POST", "/start"), ("POST", "/plan"), ("POST", "/stop"), ("POST", "/cancel"), ("POST", "/save"),
     ("POST", "/pause"), ("POST", "/resume"),
+    ("POST", "/sample"), ("GET", "/run/x/samples"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
     ("GET", "/picture"),
 ]  # fmt: skip
@@ -182,3 +183,34 @@ def test_a_closed_desk_reads_and_writes_in_its_folders_only(tiny_host, drawn_dat
     outside = make_config({"output_dir": str(tmp_path / "out")}, inside)
     with pytest.raises(UserError, match="output_dir = "):
         PlanningDesk(tiny_host, [drawn_dataset]).plan(outside)
+
+
+def test_samples_with_addresses_that_are_served(served) -> None:
+    settings = {**served.settings, "sample_every_n_epochs": 1, "sample_prompts": "a zib --s 1 --w 64 --h 64"}
+    run = served.client.post(f"{API}/start", json={"settings": settings}).json()["id"]
+    assert wait_until_over(served.client, run)["state"] == "finished"
+    assert served.client.get(f"{API}/status").json()["samples"] == 2
+    samples = served.client.get(f"{API}/run/{run}/samples").json()["samples"]
+    assert [(each["epoch"], each["prompt"]) for each in samples] == [(1, "a zib"), (2, "a zib")]
+    for address in (samples[0]["url"], samples[0]["thumbnail"]):
+        assert served.client.get("/" + address).headers["content-type"] == "image/png"
+    assert served.stranger.get("/" + samples[0]["url"]).status_code == 401
+
+
+def test_samples_are_drawn_on_request(served) -> None:
+    run = served.client.post(f"{API}/start", json={"settings": {**served.settings, "max_train_epochs": 500}}).json()
+    assert served.client.post(f"{API}/sample", json={"id": run["id"]}).status_code == 200
+    for _ in range(600):
+        if served.client.get(f"{API}/status").json()["samples"]:
+            break
+        time.sleep(0.05)
+    served.client.post(f"{API}/cancel", json={"id": run["id"]})
+    assert wait_until_over(served.client, run["id"])["state"] == "stopped"
+    assert len(served.client.get(f"{API}/run/{run['id']}/samples").json()["samples"]) == 1
+
+
+def test_a_file_of_prompts_elsewhere_is_refused(tiny_host, tmp_path: Path, drawn_dataset: Path) -> None:
+    desk = PlanningDesk(tiny_host, [drawn_dataset])
+    config = make_config({"train_data_dir": str(drawn_dataset), "sample_prompts": str(tmp_path / "secret.txt")})
+    with pytest.raises(UserError, match="sample_prompts = .*secret.txt: this folder is not open to the page"):
+        desk.check_paths(config)

@@ -86,6 +86,7 @@ class StandaloneHost:
     """A `Host` with a checkpoint of its own; safe to call from several threads, one works at a time."""
 
     name = "standalone"
+    shows_cards = False
 
     def __init__(self, checkpoint_path: Path, home: Path, device: str = "auto", dtype: str = "auto") -> None:
         """Load the checkpoint; networks, runs and pictures live under `home`. Bad input raises `UserError`.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from modules import call_queue, devices, lowvram, sd_models, sd_unet, shared
 from torch import nn
 
@@ -19,6 +16,7 @@ from lora_ext.host.webui import builtin_lora
 from lora_ext.host.webui.checkpoint_view import checkpoint_view
 from lora_ext.host.webui.plain_unet import plain_unet
 from lora_ext.protocols import UserError
+from lora_ext.training.random_states import random_states_kept
 
 OWNER = "training"
 JOB = "LoRA Workshop training"
@@ -87,21 +85,6 @@ def state_shown() -> Iterator[None]:
         shared.state.skipped = False
         shared.state.stopping_generation = False
         shared.state.end()
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """The random states of Python, NumPy and torch (CPU and GPUs) go on afterwards as if nothing had been drawn."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
 
 
 @contextmanager

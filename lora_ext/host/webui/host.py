@@ -44,6 +44,7 @@ class WebUIHost:
     """A `Host` around the WebUI's process; safe to call from any thread."""
 
     name = "the WebUI"
+    shows_cards = True
 
     def __init__(self) -> None:
         self.library = NetworkLibrary(self.folders().networks)
