@@ -115,7 +115,9 @@ def _train(host: Host, run: OpenRun, config: TrainConfig, control: Control, even
         checkpoint = borrow.checkpoint
         run.update(checkpoint=checkpoint.name)
         place = PausePlace(borrow, run.paused_file)
-        return Trainer(checkpoint, config, Path(run.record.output_dir), events, control, place, host).run()
+        return Trainer(
+            checkpoint, config, Path(run.record.output_dir), events, control, generator=host, pause_place=place
+        ).run()
 
 
 def _delete_paused_file(run: OpenRun, events: Events) -> None:

@@ -86,8 +86,8 @@ class Trainer:
         output_dir: Path,
         events: Events | None = None,
         control: Control | None = None,
-        pause_place: PausePlace | None = None,
         generator: ImageGenerator | None = None,
+        pause_place: PausePlace | None = None,
     ) -> None:
         """`generator` renders samples with the checkpoint as it is; without one there are none."""
         self.checkpoint = checkpoint

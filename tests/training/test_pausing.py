@@ -71,7 +71,7 @@ def train(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., tuple[Trainin
         prepare(owner)
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         place = PausePlace(owner, folder / "run" / "paused.safetensors")
-        return Trainer(checkpoint, config, folder / "out", owner, control, place).run(), owner
+        return Trainer(checkpoint, config, folder / "out", owner, control, pause_place=place).run(), owner
 
     return run
 
@@ -135,7 +135,7 @@ def test_it_goes_on_with_another_instance_of_the_checkpoint(
     owner.while_paused = lambda: exchange(owner)
     folder = straight.files[-1].parent.parent
     place = PausePlace(owner, folder / "paused.safetensors")
-    result = Trainer(first, config, folder / "elsewhere", owner, control, place).run()
+    result = Trainer(first, config, folder / "elsewhere", owner, control, pause_place=place).run()
     assert hash_of(result) == hash_of(straight)
     assert state_of(second) == before
 

@@ -142,7 +142,7 @@ def test_sample_now_uses_the_first_caption_and_says_so(
     control = Control()
     events = Seen(lambda step: control.sample_now() if step in (2, 6) else None)
     painter = Painter(checkpoint)
-    Trainer(checkpoint, small_config(), tmp_path, events, control, painter).run()
+    Trainer(checkpoint, small_config(), tmp_path, events, control, generator=painter).run()
     assert events.places == [(1, 2, 0), (2, 6, 0)]
     assert [request.prompt for request in painter.requests] == ["a cat, number 0, yellow"] * 2
     assert events.messages.count(("warning", "Samples: pale")) == 1
@@ -170,7 +170,7 @@ def test_stop_in_the_middle_of_a_sample(checkpoint: Checkpoint, small_config: Ma
     control, events, painter = Control(), Seen(), Painter(checkpoint)
     painter.on_step = control.stop
     config = small_config(sample_every_n_steps=2, sample_prompts="a cat\na dog")
-    result = Trainer(checkpoint, config, tmp_path, events, control, painter).run()
+    result = Trainer(checkpoint, config, tmp_path, events, control, generator=painter).run()
     assert (result.steps, result.stopped, events.samples, len(painter.requests)) == (2, True, [], 1)
     assert [path.name for path in result.files] == ["cat.safetensors"]
 
