@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ START_ARGUMENTS = [
     *("--no-download-sd-model", "--do-not-download-clip", "--api", "--skip-version-check"),
 ]
 SECONDS_TO_START = 300
+STARTED = "lw-probe-started"
 PROBE = Path(__file__).resolve().parent / "probe_extension"
 
 if str(PROBE.parent) not in sys.path:
@@ -130,6 +131,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
 def _running(folder: Path, log: Path, *arguments: str) -> Iterator[WebUI]:
     """A WebUI of its own on a free port, with further `arguments`."""
     port = _free_port()
+    (folder / STARTED).unlink(missing_ok=True)
     command = [_python(folder), "launch.py", *START_ARGUMENTS, "--port", str(port), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w", encoding="utf-8") as output:
@@ -144,13 +146,13 @@ def _running(folder: Path, log: Path, *arguments: str) -> Iterator[WebUI]:
 
 
 def _wait(webui: WebUI, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait without asking until the probe says that the API is there: the WebUI fails on requests that come earlier."""
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if webui.call("/sdapi/v1/options")["sd_model_checkpoint"]:
+        with suppress(OSError, RuntimeError, KeyError):
+            if (webui.folder / STARTED).exists() and webui.call("/sdapi/v1/options")["sd_model_checkpoint"]:
                 return
-        except (OSError, RuntimeError, KeyError):
-            time.sleep(0.5)
+        time.sleep(0.5)
     raise RuntimeError(f"the WebUI did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
 
 
@@ -169,12 +171,13 @@ def other_checkpoint(webui: WebUI) -> Iterator[str]:
     from runs import OTHER
     from safetensors.numpy import load_file, save_file
 
-    own = Path(webui.call("/sdapi/v1/sd-models")[0]["filename"])
+    title = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    known = {each["title"]: each["filename"] for each in webui.call("/sdapi/v1/sd-models")}
+    own = Path(known[title])
     files = [own.with_name(f"{OTHER}{suffix}") for suffix in (".safetensors", ".yaml")]
     weights = {name: value * np.float32(0.97).astype(value.dtype) for name, value in load_file(own).items()}
     save_file(weights, files[0])
     shutil.copyfile(own.with_suffix(".yaml"), files[1])
-    title = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
     webui.call("/sdapi/v1/refresh-checkpoints", {})
     yield next(each["title"] for each in webui.call("/sdapi/v1/sd-models") if each["model_name"] == OTHER)
     webui.set_options(sd_model_checkpoint=title)

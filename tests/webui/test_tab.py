@@ -74,6 +74,7 @@ def test_a_run_by_clicking(page: Any, webui: WebUI, tmp_path: Path) -> None:
     assert page.locator("#lw-report figure img").count() == 3
     page.locator("#lw-plan", has_text="120 steps").first.wait_for()
     page.locator("#lw-start").click()
+    page.locator("#lw-run-state", has_text="training").wait_for()  # until then the last run is shown
     page.locator("#lw-run-facts", has_text=re.compile(r"step [3-9] / 120")).wait_for()
     page.locator("#lw-saved li").first.wait_for()
     SCREENSHOTS.mkdir(exist_ok=True)
