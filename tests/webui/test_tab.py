@@ -167,7 +167,7 @@ def test_a_saved_file_goes_to_txt2img(page: Any, webui: WebUI, tmp_path: Path) -
         prompt.fill(before)
         page.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
         page.locator("#lw-saved li", has_text=f"{NAME}-000001").locator("button", has_text="Use").click()
-        prompt.wait_for()
-        assert prompt.input_value() == after
+        page.wait_for_function("text => document.querySelector('#txt2img_prompt textarea').value === text", arg=after)
+        assert prompt.is_visible()
     page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
     page.locator("#txt2img_lora_cards .card", has_text=f"{NAME}-000001").first.wait_for()
