@@ -123,21 +123,9 @@ def test_reload_ui_ends_a_run_in_order(webui: WebUI, dataset: Path, time_round: 
     """And everything works afterwards, as often as it is done."""
     bare = webui.generate("a thing").pictures[0]
     run = long_run(webui, dataset)
-    reload_ui(webui)
+    webui.reload_ui()
     record = webui.call(f"{API}/status?run={run}")["record"]
     assert record["state"] == "stopped" and (webui.networks / f"{NAME}.safetensors").is_file()
     assert np.array_equal(webui.generate("a thing").pictures[0], bare)
     assert ended(webui, start(webui, dataset, NAME, learning_rate=3e-2))["state"] == "finished"
     assert not np.array_equal(webui.generate(f"a thing <lora:{NAME}:1>").pictures[0], bare)
-
-
-def reload_ui(webui: WebUI, seconds: float = 300) -> None:
-    """Reload the UI, and wait for the new one without asking it: the WebUI fails on requests that come too early."""
-    mark = webui.folder / "lw-probe-started"
-    before = mark.read_text(encoding="utf-8")
-    webui.call("/lw-probe/reload", {})
-    deadline = time.monotonic() + seconds
-    while mark.read_text(encoding="utf-8") in (before, ""):
-        assert time.monotonic() < deadline, "the WebUI did not come back"
-        time.sleep(0.2)
-    webui.call(f"{API}/runs")

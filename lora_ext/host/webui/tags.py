@@ -137,15 +137,14 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         key = tuple(tuple(params.items) for params in params_list)  # as the WebUI sees them, before the default
         tags = _tags_of(p, params_list)
         files = _files(tags)
-        self._note_state(key, (*files, *tags))
         self._leave_other_instance()
         can_hand_over = builtin_lora.network_handler() is not None
-        if can_hand_over and getattr(shared.opts, settings.TAGS, None) == settings.BUILTIN:
-            self._leave_to_builtin(p, params_list, files)
-            return
-        reason = self._why_not(file[0] for file in files if file is not None) if tags else None
-        if can_hand_over and reason is not None:
-            if reason != self._logged:
+        theirs = can_hand_over and getattr(shared.opts, settings.TAGS, None) == settings.BUILTIN
+        reason = self._why_not(file[0] for file in files if file is not None) if tags and not theirs else None
+        left = theirs or (can_hand_over and reason is not None)
+        self._note_state(key, (left, *files, *tags))
+        if left:
+            if reason not in (None, self._logged):
                 _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
             self._logged = reason
             self._leave_to_builtin(p, params_list, files)
@@ -200,7 +199,8 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
     def _note_state(self, key: Hashable, state: Hashable) -> None:
         """Drop the WebUI's text encodings where the same tags stood for other files before.
 
-        It keeps them by the tags' text, which says nothing of a changed file or another default network.
+        It keeps them by the tags' text, which says nothing of a changed file, of another default network, or of who
+        applies them (with other roundings).
         """
         if self._conditions.get(key, state) != state or len(self._conditions) >= _REMEMBERED_PROMPTS:
             reset_text_caches()

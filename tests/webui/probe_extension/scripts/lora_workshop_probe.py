@@ -106,8 +106,9 @@ def picture(settings):
 
 
 def started(_, app):
-    """Asking a WebUI before it has added its API makes it fail: the tests wait for this file after a reload."""
-    Path(paths_internal.data_path, "lw-probe-started").write_text(str(time.time()), encoding="utf-8")
+    """Asking a WebUI before it has added its API makes it fail: the tests wait for this file."""
+    mark = Path(paths_internal.data_path, f"lw-probe-started-{shared.cmd_opts.port}")
+    mark.write_text(str(time.time()), encoding="utf-8")
     app.get("/lw-probe/state")(snapshot)
     app.get("/lw-probe/loaded")(lambda: sorted({"transformers", "diffusers", "lycoris"} & set(sys.modules)))
 

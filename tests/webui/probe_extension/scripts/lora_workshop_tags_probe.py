@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 
 import torch
-from modules import call_queue, extra_networks, processing, script_callbacks, scripts, sd_models, shared
+from modules import call_queue, extra_networks, processing, script_callbacks, scripts, sd_models
 
 from lora_ext.host.webui import builtin_lora
 
@@ -77,9 +78,13 @@ def load_again():
 
 
 def owner():
-    """Who `lora` and `lyco` belong to, and in which life of the page."""
+    """Who `lora` and `lyco` belong to, and whether that is the code which an import would give now."""
     lora, lyco = extra_networks.extra_network_registry["lora"], extra_networks.extra_network_aliases["lyco"]
-    return {"lora": type(lora).__name__, "lyco": type(lyco).__name__, "generation": id(Comments)}
+    present = importlib.import_module("lora_ext.host.webui.tags").WorkshopNetworks
+    return {
+        "lora": type(lora).__name__, "lyco": type(lyco).__name__, "present": type(lora) is type(lyco) is present,
+        "code": id(present),
+    }  # fmt: skip
 
 
 def started(_, app):
@@ -87,7 +92,6 @@ def started(_, app):
     app.get("/lw-probe/tags/comments")(lambda: Comments.last)
     app.get("/lw-probe/tags/owner")(owner)
     app.post("/lw-probe/tags/load-again")(load_again)
-    app.post("/lw-probe/tags/reload-ui")(shared.state.request_restart)
 
     @app.post("/lw-probe/tags/switch")
     def route_switch(body: dict):
