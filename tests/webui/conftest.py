@@ -58,6 +58,11 @@ class WebUI:
         self.password: str | None = None
 
     @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return _python(self.folder)
+
+    @property
     def mark(self) -> Path:
         """A file that the probe extension writes anew whenever the WebUI may be asked."""
         return self.folder / f"lw-probe-started-{urlsplit(self.url).port}"

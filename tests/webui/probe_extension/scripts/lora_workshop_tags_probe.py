@@ -7,7 +7,7 @@ import statistics
 import time
 
 import torch
-from modules import call_queue, extra_networks, processing, script_callbacks, scripts, sd_models
+from modules import call_queue, extra_networks, processing, script_callbacks, scripts, sd_models, shared
 
 from lora_ext.host.webui import builtin_lora
 
@@ -55,6 +55,38 @@ def switch(name, times):
     return figures
 
 
+def interleaved(times):
+    """Seconds of an image without a tag, in pairs: `lora` and `lyco` ours, and as where the extension is disabled."""
+    registry, aliases = extra_networks.extra_network_registry, extra_networks.extra_network_aliases
+    ours, theirs = registry["lora"], builtin_lora.network_handler()
+
+    def render(handler, seed):
+        registry["lora"] = aliases["lyco"] = handler
+        p = processing.StableDiffusionProcessingTxt2Img(
+            sd_model=shared.sd_model,
+            prompt="a house",
+            seed=seed,
+            steps=8,
+            width=128,
+            height=128,
+            do_not_save_samples=True,
+        )
+        started = time.perf_counter()
+        processing.process_images(p)
+        return time.perf_counter() - started
+
+    pairs = []
+    with call_queue.queue_lock:
+        try:
+            for turn in range(times):
+                order = (ours, theirs) if turn % 2 else (theirs, ours)
+                seconds = {handler: render(handler, turn) for handler in order}
+                pairs.append([seconds[ours], seconds[theirs]])
+        finally:
+            registry["lora"] = aliases["lyco"] = ours
+    return pairs
+
+
 class Comments(scripts.Script):
     """Keeps what stands under the last image; the API does not tell it."""
 
@@ -92,6 +124,10 @@ def started(_, app):
     app.get("/lw-probe/tags/comments")(lambda: Comments.last)
     app.get("/lw-probe/tags/owner")(owner)
     app.post("/lw-probe/tags/load-again")(load_again)
+
+    @app.post("/lw-probe/tags/interleaved")
+    def route_interleaved(body: dict):
+        return interleaved(body["times"])
 
     @app.post("/lw-probe/tags/switch")
     def route_switch(body: dict):
