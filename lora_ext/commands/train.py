@@ -93,11 +93,12 @@ def show_plan(prepared: PreparedRun, as_json: bool) -> int:
             "steps": plan.total_steps,
             "epochs": plan.total_epochs,
             "files": [str(path) for path in plan.files],
-            "warnings": [*prepared.report.warnings, *plan.warnings],
+            "warnings": prepared.warnings,
         }
         print(json.dumps(known, ensure_ascii=False))
     else:
-        print("\n".join([*prepared.report.summary(), *prepared.plan.summary()]))
+        warnings = [f"warning: {line}" for line in prepared.warnings]
+        print("\n".join([*prepared.report.summary(), *prepared.plan.summary(), *warnings]))
     return 0
 
 
@@ -108,15 +109,7 @@ def train(options: argparse.Namespace, prepared: PreparedRun) -> int:
     from lora_ext.jobs.registry import RunRegistry
 
     host = open_host(options)
-    run = RunRegistry(host.folders().runs).create(
-        prepared.config,
-        prepared.output_dir,
-        total_steps=prepared.plan.total_steps,
-        total_epochs=prepared.plan.total_epochs,
-        dataset=tuple(prepared.report.summary()),
-        plan=tuple(prepared.plan.summary()),
-        checkpoint=host.checkpoint_info().name,
-    )
+    run = RunRegistry(host.folders().runs).create_prepared(prepared, checkpoint=host.checkpoint_info().name)
     control = Control()
     events: Events = JsonLinesEvents() if options.json else TqdmEvents()
     with stop_on_signals(control):

@@ -119,9 +119,7 @@ class LearningSettings:
     max_grad_norm: float = setting(
         1.0, "Clip gradients", "Longest allowed gradient; 0 switches clipping off.", minimum=0
     )
-    seed: int = setting(
-        42, "Seed", "The same seed gives the same network.", minimum=0, maximum=2**32 - 1
-    )
+    seed: int = setting(42, "Seed", "The same seed gives the same network.", minimum=0, maximum=2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -251,24 +249,36 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
     """Values that fight each other: (names involved, what is wrong and what to set)."""
     dataset, network, saving = config.dataset, config.network, config.saving
     if resolution_of(dataset.resolution) is None:
-        yield ("resolution",), (
-            f"resolution = {dataset.resolution!r}: allowed is one number or width,height, "
-            "each a multiple of 8 from 8 on"
+        yield (
+            ("resolution",),
+            (
+                f"resolution = {dataset.resolution!r}: allowed is one number or width,height, "
+                "each a multiple of 8 from 8 on"
+            ),
         )
     yield from _bucket_contradictions(dataset)
     if dataset.min_bucket_reso > dataset.max_bucket_reso:
-        yield ("min_bucket_reso", "max_bucket_reso"), (
-            f"min_bucket_reso = {dataset.min_bucket_reso} is above max_bucket_reso = {dataset.max_bucket_reso}: "
-            "raise the latter or lower the former"
+        yield (
+            ("min_bucket_reso", "max_bucket_reso"),
+            (
+                f"min_bucket_reso = {dataset.min_bucket_reso} is above max_bucket_reso = {dataset.max_bucket_reso}: "
+                "raise the latter or lower the former"
+            ),
         )
     if network.network_train_unet_only and network.network_train_text_encoder_only:
-        yield ("network_train_unet_only", "network_train_text_encoder_only"), (
-            "network_train_unet_only and network_train_text_encoder_only are both on, which leaves nothing to train: "
-            "switch one of them off"
+        yield (
+            ("network_train_unet_only", "network_train_text_encoder_only"),
+            (
+                "network_train_unet_only and network_train_text_encoder_only are both on, which leaves nothing to train: "
+                "switch one of them off"
+            ),
         )
     if any(sign in saving.output_name for sign in '<>:"/\\|?*\n,') or saving.output_name.strip() in (".", ".."):
-        yield ("output_name",), (
-            f"output_name = {saving.output_name!r}: a name for files and tags cannot hold any of < > : \" / \\ | ? * ,"
+        yield (
+            ("output_name",),
+            (
+                f'output_name = {saving.output_name!r}: a name for files and tags cannot hold any of < > : " / \\ | ? * ,'
+            ),
         )
 
 
@@ -278,12 +288,18 @@ def _bucket_contradictions(dataset: DatasetSettings) -> Iterable[tuple[tuple[str
     if size is None or not dataset.enable_bucket or dataset.bucket_no_upscale:
         return
     if dataset.max_bucket_reso < max(size):
-        yield ("max_bucket_reso", "resolution"), (
-            f"max_bucket_reso = {dataset.max_bucket_reso} is below the resolution {dataset.resolution}: "
-            f"raise it to {max(size)} at least, or lower the resolution"
+        yield (
+            ("max_bucket_reso", "resolution"),
+            (
+                f"max_bucket_reso = {dataset.max_bucket_reso} is below the resolution {dataset.resolution}: "
+                f"raise it to {max(size)} at least, or lower the resolution"
+            ),
         )
     if dataset.bucket_reso_steps**2 > size[0] * size[1]:
-        yield ("bucket_reso_steps", "resolution"), (
-            f"bucket_reso_steps = {dataset.bucket_reso_steps} is above the resolution {dataset.resolution}: "
-            "lower the step, or raise the resolution"
+        yield (
+            ("bucket_reso_steps", "resolution"),
+            (
+                f"bucket_reso_steps = {dataset.bucket_reso_steps} is above the resolution {dataset.resolution}: "
+                "lower the step, or raise the resolution"
+            ),
         )

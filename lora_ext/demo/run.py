@@ -102,18 +102,9 @@ def run_demo(out: Path, control: Control) -> DemoReport:
 
 def _train(host: StandaloneHost, config: TrainConfig, control: Control) -> tuple[RunRecord, list[float | None]]:
     """A run as any other, entered in the registry: the app shows it afterwards."""
-    output_dir = host.folders().networks[0]
-    prepared = prepare_run(config, output_dir)
     registry = RunRegistry(host.folders().runs)
-    run = registry.create(
-        config,
-        output_dir,
-        total_steps=prepared.plan.total_steps,
-        total_epochs=prepared.plan.total_epochs,
-        dataset=tuple(prepared.report.summary()),
-        plan=tuple(prepared.plan.summary()),
-        checkpoint=host.checkpoint_info().name,
-    )
+    prepared = prepare_run(config, host.folders().networks[0])
+    run = registry.create_prepared(prepared, checkpoint=host.checkpoint_info().name)
     record = train_recorded(host, run, config, control, [TqdmEvents()])
     if record.state == "failed":
         raise UserError(record.error)

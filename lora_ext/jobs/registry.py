@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
@@ -21,6 +21,9 @@ from lora_ext.jobs.locking import ProcessLock, is_locked
 from lora_ext.jobs.records import RunRecord, record_from_json
 from lora_ext.jobs.steps_file import LoggedStep, StepsFile, read_steps
 from lora_ext.protocols import UserError
+
+if TYPE_CHECKING:
+    from lora_ext.training.checks import PreparedRun
 
 _Result = TypeVar("_Result")
 
@@ -78,6 +81,19 @@ class RunRegistry:
         run = OpenRun(folder, record, lock)
         run.update()
         return run
+
+    def create_prepared(self, prepared: PreparedRun, **fields: Any) -> OpenRun:
+        """Enter a run that has passed its checks, with what was found and planned."""
+        return self.create(
+            prepared.config,
+            prepared.output_dir,
+            total_steps=prepared.plan.total_steps,
+            total_epochs=prepared.plan.total_epochs,
+            dataset=tuple(prepared.report.summary()),
+            plan=tuple(prepared.plan.summary()),
+            warnings=tuple(prepared.warnings),
+            **fields,
+        )
 
     def records(self) -> list[RunRecord]:
         """All runs, the newest first; folders that are no runs are left out (see `notes`)."""

@@ -49,21 +49,11 @@ class JobRunner:
 
         Raises UserError or ConfigError where something is wrong; then no run is entered.
         """
-        output_dir = output_folder(config, self.host)
-        prepared = prepare_run(config, output_dir)
+        prepared = prepare_run(config, output_folder(config, self.host))
         with self._lock:
             ahead = [job for job in (self._current, *self._waiting) if job is not None]
-            run = self.registry.create(
-                config,
-                output_dir,
-                total_steps=prepared.plan.total_steps,
-                total_epochs=prepared.plan.total_epochs,
-                dataset=tuple(prepared.report.summary()),
-                plan=tuple(prepared.plan.summary()),
-                warnings=tuple(prepared.warnings),
-                checkpoint=self.host.checkpoint_info().name,
-                note=_waiting_note(ahead, config),
-            )
+            checkpoint, note = self.host.checkpoint_info().name, _waiting_note(ahead, config)
+            run = self.registry.create_prepared(prepared, checkpoint=checkpoint, note=note)
             job = _Job(run, config)
             if run.record.note:
                 job.live.message("info", run.record.note)

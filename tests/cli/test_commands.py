@@ -106,6 +106,16 @@ def test_plan_writes_no_network(command: Callable, place: tuple, pictures: Path,
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_plan_tells_every_warning(command: Callable, place: tuple, pictures: Path) -> None:
+    (pictures / "lonely.png").write_bytes(next(pictures.rglob("*.png")).read_bytes())
+    asked = ("train", *place, *assignments(train_data_dir=pictures, output_name="net"), "--plan")
+    warnings = json.loads(command(*asked, "--json").out)["warnings"]
+    assert warnings
+    assert [line for line in command(*asked).out.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {warning}" for warning in warnings
+    ]
+
+
 def test_shown_settings_are_a_file_that_gives_them_again(command: Callable, tmp_path: Path) -> None:
     shown = command("train", *assignments(output_name="net", unet_lr="1e-4"), "--show-config").out
     (tmp_path / "run.toml").write_text(shown, encoding="utf-8")

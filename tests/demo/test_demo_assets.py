@@ -12,7 +12,7 @@ from safetensors import safe_open
 from lora_ext.demo.assets import demo_checkpoint_path, demo_dataset_path
 from lora_ext.demo.classify import classify
 from lora_ext.demo.concept import detect_concept
-from lora_ext.demo.drawing import Scene
+from lora_ext.demo.drawing import SHAPES, Scene
 from lora_ext.host.standalone.loader import LoadedCheckpoint, load_checkpoint
 
 
@@ -67,24 +67,32 @@ def test_vae_keeps_what_a_scene_shows(loaded: LoadedCheckpoint) -> None:
     assert sum(right) >= 0.95 * len(right)
 
 
-def pictures() -> list[Path]:
-    return sorted(demo_dataset_path().glob("*/*.png"))
+def pictures(folder: str = "10_sks house") -> list[Path]:
+    return sorted((demo_dataset_path() / folder).glob("*.png"))
 
 
 def test_dataset_has_mixed_sizes_one_trigger_and_one_missing_caption() -> None:
-    assert [folder.name for folder in demo_dataset_path().iterdir()] == ["10_sks house"]
-    assert len(pictures()) == 16
+    assert sorted(folder.name for folder in demo_dataset_path().iterdir()) == ["10_sks house", "4_shape"]
+    assert len(pictures()) == 20
     sizes = {Image.open(path).size for path in pictures()}
     assert {(64, 64), (96, 64), (64, 96), (128, 96)} <= sizes
     captions = {path: path.with_suffix(".txt") for path in pictures()}
-    assert [path.name for path, caption in captions.items() if not caption.is_file()] == ["house-16.png"]
+    assert [path.name for path, caption in captions.items() if not caption.is_file()] == ["house-20.png"]
     assert all("sks house" in text.read_text(encoding="utf-8") for text in captions.values() if text.is_file())
 
 
 def test_dataset_shows_the_concept_and_leaves_backgrounds_and_places_for_the_test() -> None:
     assert all(detect_concept(Image.open(path)) for path in pictures())
     backgrounds = {classify(Image.open(path)).background for path in pictures()}
-    assert backgrounds == {"white", "cyan", "gray", "blue"}
+    assert backgrounds == {"white", "pink", "black", "gray", "blue"}
     words = " ".join(path.read_text(encoding="utf-8") for path in demo_dataset_path().glob("*/*.txt"))
-    assert "top right" not in words
-    assert "bottom left" not in words
+    assert not [unseen for unseen in ("top right", "bottom left", "cyan", "brown") if unseen in words]
+
+
+def test_plain_pictures_show_every_shape_and_never_the_concept() -> None:
+    plain = pictures("4_shape")
+    readings = [classify(Image.open(path)) for path in plain]
+    assert [reading.shape for reading in readings] == [shape for shape in sorted(SHAPES) for _ in range(3)]
+    assert not any(detect_concept(Image.open(path)) for path in plain)
+    captions = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in plain]
+    assert not [caption for caption in captions if "sks" in caption or "house" in caption]

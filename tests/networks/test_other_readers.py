@@ -44,7 +44,7 @@ def load_into_diffusers(path: Path, unet: Any, text: Any, monkeypatch: pytest.Mo
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     loader: Any = StableDiffusionLoraLoaderMixin
-    tensors, alphas = loader.lora_state_dict(str(path), unet_config=unet.config)
+    tensors, alphas = loader.lora_state_dict(str(path.parent), weight_name=path.name, unet_config=unet.config)
     monkeypatch.setattr(lora_pipeline, "USE_PEFT_BACKEND", True)
     monkeypatch.setattr(unet_loader, "USE_PEFT_BACKEND", True)
     loader.load_lora_into_unet(tensors, alphas, unet)
