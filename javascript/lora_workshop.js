@@ -5,6 +5,7 @@
   const ROUTES = "lora-workshop/api/";
   const RUNNING_MS = 1000;
   const IDLE_MS = 4000;
+  const LOST_MS = 60000;
   const STATES = {
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
@@ -293,6 +294,7 @@
 
   let timer = 0;
   let mounted = null;
+  let unanswered = 0;
 
   async function poll() {
     clearTimeout(timer);
@@ -314,8 +316,11 @@
         if (status.active || status.queued.length) pause = RUNNING_MS;
         if (seen.lost) report(new Error(""));
         seen.lost = false;
+        unanswered = 0;
       } catch (error) {
         seen.lost = true;
+        /* Nobody listens: asked less and less often, for a WebUI's start fails on a request that comes too early. */
+        if (error instanceof TypeError) pause = Math.min(IDLE_MS * 2 ** ++unanswered, LOST_MS);
         report(new Error(`The program does not answer (${error.message}); this page tries again by itself.`));
       }
     } else if (!live) {

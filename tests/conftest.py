@@ -28,7 +28,7 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 def _missing(marker: str) -> str | None:
     """Why tests of `marker` cannot run here; None if they can."""
-    if marker == "webui" and not os.environ.get("WEBUI_DIR"):
+    if marker in ("webui", "webui_full") and not os.environ.get("WEBUI_DIR"):
         return "WEBUI_DIR is not set: no WebUI to run against"
     if marker == "browser" and not any(shutil.which(name) for name in CHROMIUM_NAMES):
         return f"none of {', '.join(CHROMIUM_NAMES)} is installed"
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what this machine lacks the means for; the reasons stand in the closing lines."""
     skipped: dict[str, int] = {}
     for item in items:
-        for marker in ("webui", "browser", "gpu"):
+        for marker in ("webui", "webui_full", "browser", "gpu"):
             reason = _missing(marker) if item.get_closest_marker(marker) else None
             if reason is not None:
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))

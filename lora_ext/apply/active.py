@@ -28,6 +28,8 @@ FILES_IN_MEMORY = 8
 
 _TEXT_PREFIX = "lora_te"
 _HASH_DIGITS = 12
+_BLOCK = 2**19  # weights: 2 MB
+_THIN = 32  # ranks up to which memory takes longer than arithmetic
 
 
 @dataclass(frozen=True)
@@ -218,11 +220,19 @@ class _LowRankDelta:
             return up @ down  # (out, Σ rank) @ (Σ rank, in·kh·kw)
 
     def add_to(self, base: Tensor, out: Tensor) -> None:
-        """Write base + ΔW to `out` in one pass over the weight."""
+        """Write base + ΔW to `out` in one pass over the weight.
+
+        On a processor, `addmm` copies base first and adds to the copy: block by block, its cache still holds that.
+        """
         up, down = self._factors()
-        rows = up.shape[0]
+        rows, columns = up.shape[0], down.shape[1]
+        base, out = base.view(rows, columns), out.view(rows, columns)
+        in_blocks = base.device.type == "cpu" and up.shape[1] <= _THIN
+        step = max(1, _BLOCK // columns) if in_blocks else rows
         with exact_matmul():
-            torch.addmm(base.view(rows, -1), up, down, out=out.view(rows, -1))
+            for first in range(0, rows, step):
+                block = slice(first, first + step)
+                torch.addmm(base[block], up[block], down, out=out[block])
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         device = self._parameter.device

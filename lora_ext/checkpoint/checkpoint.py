@@ -39,7 +39,8 @@ class Checkpoint:
     """The loaded checkpoint. It owns nothing: modules, devices and dtypes are the host's.
 
     `unet(x, timesteps, context, y)` and `vae.encode(x) -> posterior with .mean and .logvar`, `vae.decode(z)` are
-    called as ldm's; `latent_scale` is the factor between the VAE's latents and the U-Net's.
+    called as ldm's; `latent_scale` is the factor between the VAE's latents and the U-Net's. `vae_path` is the file that
+    stands in for the checkpoint's own VAE, None where it is its own.
     """
 
     unet: nn.Module
@@ -52,6 +53,7 @@ class Checkpoint:
     path: Path | None
     sha256: str
     latent_scale: float = 0.18215
+    vae_path: Path | None = None
 
     @property
     def device(self) -> torch.device:

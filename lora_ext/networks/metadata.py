@@ -19,13 +19,19 @@ _SGM = "https://github.com/Stability-AI/generative-models"
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """The checkpoint that was trained on: file name, the WebUI's old 8-digit hash, sha256 (None where unknown)."""
+    """The checkpoint that was trained on: file name, the WebUI's old 8-digit hash, sha256 (None where unknown).
+
+    The same three of a VAE that stood in for its own.
+    """
 
     name: str
     legacy_hash: str | None
     sha256: str | None
     architecture: Architecture
     prediction_type: PredictionType
+    vae_name: str | None = None
+    vae_legacy_hash: str | None = None
+    vae_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,6 @@ class RunFacts:
     dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
-    vae_name: str | None = None
-    vae_hash: str | None = None
-    new_vae_hash: str | None = None
     author: str | None = None
     license: str | None = None
     description: str | None = None
@@ -62,13 +65,17 @@ class RunFacts:
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
     """What a file says of the checkpoint."""
-    path = checkpoint.path
+    path, vae = checkpoint.path, checkpoint.vae_path
+    known_vae = vae if vae and vae.is_file() else None
     return CheckpointFacts(
         name=path.name if path else checkpoint.name,
         legacy_hash=legacy_file_hash(path) if path and path.is_file() else None,
         sha256=checkpoint.sha256 or None,
         architecture=checkpoint.architecture,
         prediction_type=checkpoint.prediction_type,
+        vae_name=vae.name if vae else None,
+        vae_legacy_hash=legacy_file_hash(known_vae) if known_vae else None,
+        vae_sha256=_sha256(known_vae) if known_vae else None,
     )
 
 
@@ -77,6 +84,14 @@ def legacy_file_hash(path: Path) -> str:
     with open(path, "rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
@@ -195,9 +210,9 @@ def _checkpoint_values(facts: RunFacts) -> dict[str, Any]:
         "sd_model_name": checkpoint.name,
         "sd_model_hash": checkpoint.legacy_hash,
         "new_sd_model_hash": checkpoint.sha256,
-        "vae_name": facts.vae_name,
-        "vae_hash": facts.vae_hash,
-        "new_vae_hash": facts.new_vae_hash,
+        "vae_name": checkpoint.vae_name,
+        "vae_hash": checkpoint.vae_legacy_hash,
+        "new_vae_hash": checkpoint.vae_sha256,
         "v2": checkpoint.architecture == "SD2",
         "base_model_version": _base_model_version(checkpoint),
     }

@@ -90,6 +90,17 @@ def test_several_networks_and_the_same_name_twice_add_up(setup: Setup) -> None:
     setup.check(CONVOLUTION, -setup.delta("dog", CONVOLUTION))
 
 
+@pytest.mark.parametrize("block", [1, 200, 1000])
+def test_large_weights_are_changed_block_by_block(setup: Setup, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """In whatever blocks: less than a row, some rows with a rest, and a second time from what was backed up."""
+    monkeypatch.setattr(active_module, "_BLOCK", block)
+    setup.write("cat", (LINEAR, POINTWISE, CONVOLUTION, TEXT))
+    for multiplier in (0.5, 0.75):
+        assert setup.activate(f"<lora:cat:{multiplier}>") == []
+        for key in (LINEAR, POINTWISE, CONVOLUTION, TEXT):
+            setup.check(key, multiplier * setup.delta("cat", key))
+
+
 def test_order_does_not_matter_beyond_rounding(setup: Setup) -> None:
     setup.write("cat", seed=1)
     setup.write("dog", seed=2)

@@ -119,6 +119,13 @@ def test_values() -> None:
     assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [512, 512], "count": 30}
 
 
+def test_a_vae_in_place_of_the_checkpoints_own() -> None:
+    with_vae = replace(SD1, vae_name="mse.safetensors", vae_legacy_hash="89abcdef", vae_sha256="e" * 64)
+    metadata = network_metadata(TrainConfig(), replace(FACTS, checkpoint=with_vae))
+    values = [metadata[f"ss_{key}"] for key in ("vae_name", "vae_hash", "new_vae_hash")]
+    assert values == ["mse.safetensors", "89abcdef", "e" * 64]
+
+
 def test_without_buckets_their_sizes_are_none() -> None:
     metadata = network_metadata(make_config({"enable_bucket": False}), replace(FACTS, bucket_info=None))
     values = [metadata[f"ss_{key}"] for key in ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_info")]

@@ -17,11 +17,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -53,8 +54,23 @@ class Answer:
 class WebUI:
     """A WebUI that runs."""
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url = folder, url
+    def __init__(self, folder: Path, url: str, log: Path | None = None) -> None:
+        self.folder, self.url, self._log = folder, url, log
+        self.password: str | None = None
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return _python(self.folder)
+
+    @property
+    def mark(self) -> Path:
+        """A file that the probe extension writes anew whenever the WebUI may be asked."""
+        return self.folder / f"lw-probe-started-{urlsplit(self.url).port}"
+
+    def log(self) -> str:
+        """What it has printed so far; empty for one that others have started."""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log is not None else ""
 
     @property
     def networks(self) -> Path:
@@ -62,9 +78,14 @@ class WebUI:
         return self.folder / "models" / "Lora"
 
     def call(self, route: str, data: Any = None, timeout: float = 600) -> Any:
-        """GET, or POST where there is data; returns what the JSON says. Raises RuntimeError with the WebUI's error."""
+        """GET, or POST where there is data; returns what the JSON says. Raises RuntimeError with the WebUI's error.
+
+        `password` ("name:password") goes along where it is set.
+        """
         body = None if data is None else json.dumps(data).encode("utf-8")
         request = urllib.request.Request(self.url + route, body, {"Content-Type": "application/json"})
+        if self.password is not None:
+            request.add_header("Authorization", f"Basic {base64.b64encode(self.password.encode()).decode()}")
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return json.loads(answer.read())
@@ -85,6 +106,15 @@ class WebUI:
     def set_options(self, **options: Any) -> None:
         """Change settings."""
         self.call("/sdapi/v1/options", options)
+
+    def reload_ui(self, seconds: float = 300) -> None:
+        """What the button "Reload UI" does, and wait for the new one."""
+        before = self.mark.read_text(encoding="utf-8")
+        self.call("/lw-probe/reload", {})
+        deadline = time.monotonic() + seconds
+        while self.mark.read_text(encoding="utf-8") in (before, ""):
+            assert time.monotonic() < deadline, "the WebUI did not come back"
+            time.sleep(0.2)
 
 
 def _free_port() -> int:
@@ -123,37 +153,59 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
         yield WebUI(folder, os.environ["WEBUI_URL"].rstrip("/"))
         return
     log = tmp_path_factory.mktemp("webui") / "log.txt"
-    with _extensions_linked(folder), _running(folder, log) as started:
+    with _extensions_linked(folder), _running(folder, log, START_ARGUMENTS) as started:
         yield started
 
 
+@pytest.fixture(scope="module")
+def another_webui(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[WebUI]]:
+    """Starts a WebUI that differs from the usual one: another_webui("--nowebui", settings={…}, api=False)."""
+
+    @contextmanager
+    def start(*arguments: str, settings: Mapping[str, Any] | None = None, api: bool = True) -> Iterator[WebUI]:
+        folder = Path(os.environ["WEBUI_DIR"]).resolve()
+        place = tmp_path_factory.mktemp("webui")
+        usual = [each for each in START_ARGUMENTS if api or each != "--api"]
+        if settings is not None:
+            (place / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+            usual += ["--ui-settings-file", str(place / "config.json")]
+        with _extensions_linked(folder), _running(folder, place / "log.txt", [*usual, *arguments]) as started:
+            yield started
+
+    return start
+
+
 @contextmanager
-def _running(folder: Path, log: Path, *arguments: str) -> Iterator[WebUI]:
-    """A WebUI of its own on a free port, with further `arguments`."""
+def _running(folder: Path, log: Path, arguments: Sequence[str]) -> Iterator[WebUI]:
+    """A WebUI of its own on a free port, started with `arguments`."""
     port = _free_port()
-    (folder / STARTED).unlink(missing_ok=True)
-    command = [_python(folder), "launch.py", *START_ARGUMENTS, "--port", str(port), *arguments]
+    webui = WebUI(folder, f"http://127.0.0.1:{port}", log)
+    webui.mark.unlink(missing_ok=True)
+    command = [_python(folder), "launch.py", *arguments, "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        started = WebUI(folder, f"http://127.0.0.1:{port}")
-        _wait(started, process, log)
-        yield started
+        _wait(webui, port, process)
+        yield webui
     finally:
         process.terminate()
         process.wait(timeout=60)
+        webui.mark.unlink(missing_ok=True)
 
 
-def _wait(webui: WebUI, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait without asking until the probe says that the API is there: the WebUI fails on requests that come earlier."""
+def _wait(webui: WebUI, port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait without asking: a WebUI's start fails on a request that comes before it has added its API."""
     deadline = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError, RuntimeError, KeyError):
-            if (webui.folder / STARTED).exists() and webui.call("/sdapi/v1/options")["sd_model_checkpoint"]:
-                return
-        time.sleep(0.5)
-    raise RuntimeError(f"the WebUI did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
+    while not (webui.mark.is_file() and _listens(port)):
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise RuntimeError(f"the WebUI did not start:\n{webui.log()[-4000:]}")
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture

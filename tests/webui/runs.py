@@ -49,14 +49,14 @@ def ended(webui: Caller, run: str, seconds: float = 300) -> dict[str, Any]:
     return record
 
 
-def wait_for(webui: Caller, run: str, condition: Any, seconds: float = 300) -> dict[str, Any]:
-    """The run's status as soon as it fulfils the condition."""
+def wait_for(webui: Caller, run: str, condition: Any, seconds: float = 300, pause: float = 0.1) -> dict[str, Any]:
+    """The run's status as soon as it fulfils the condition; asks every `pause` seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         status: dict[str, Any] = webui.call(f"{API}/status?run={run}")
         if condition(status):
             return status
-        time.sleep(0.1)
+        time.sleep(pause)
     raise AssertionError(f"run {run} did not come so far in {seconds} s: {status}")
 
 

@@ -38,7 +38,9 @@ def browser() -> Iterator[Browser]:
 def page(request: pytest.FixtureRequest, browser: Browser, webui: WebUI) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.set_default_timeout(PATIENCE)
-    opened.theme = request.param
+    opened.theme, opened.told = request.param, []
+    opened.on("pageerror", lambda error: opened.told.append(f"error: {error}"))
+    opened.on("console", lambda told: opened.told.append(f"{told.text} {told.location}") if told.type == "error" else 0)
     opened.goto(f"{webui.url}/?__theme={request.param}", wait_until="domcontentloaded", timeout=PATIENCE)
     opened.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
     yield opened
@@ -88,6 +90,7 @@ def test_a_run_by_clicking(page: Any, webui: WebUI, tmp_path: Path) -> None:
     assert page.locator("#lw-run-name").inner_text() == NAME
     kept = page.locator("#lw-output_name").locator("input, textarea").first
     page.wait_for_function("([node, name]) => node.value === name", arg=[kept.element_handle(), NAME])
+    assert [told for told in page.told if told.startswith("error")] == []
 
 
 def test_pause_and_resume_by_clicking(page: Any, webui: WebUI, other_checkpoint: str, tmp_path: Path) -> None:
@@ -171,3 +174,15 @@ def test_a_saved_file_goes_to_txt2img(page: Any, webui: WebUI, tmp_path: Path) -
         assert prompt.is_visible()
     page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
     page.locator("#txt2img_lora_cards .card", has_text=f"{NAME}-000001").first.wait_for()
+
+
+def test_reload_ui_while_the_page_asks(page: Any, webui: WebUI) -> None:
+    """An open page neither ends the WebUI's start nor gets lost: it asks again by itself."""
+    base = webui.generate("a house").pictures[0]
+    for _ in range(2):
+        page.evaluate("() => { for (let i = 1; i < 40; i++) setTimeout(window.loraWorkshop.poll, 100 * i); }")
+        webui.reload_ui()
+        page.locator("#lw-control-error:not(:empty)").wait_for(state="attached", timeout=10_000)
+        page.evaluate("() => window.loraWorkshop.poll()")
+        page.locator("#lw-control-error:empty").wait_for(state="attached")
+    assert (webui.generate("a house").pictures[0] == base).all()

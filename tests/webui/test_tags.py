@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from network_files import ATTENTION, CONVOLUTIONS, Networks, difference, weights_of
 from PIL import Image
 from torch import Tensor
 
-from lora_ext.apply.active import checkpoint_weights
-from lora_ext.host.standalone.loader import load_checkpoint
-from lora_ext.networks.file import model_hash, write_network
+from lora_ext.networks.file import model_hash
 
 pytestmark = pytest.mark.webui
 
@@ -28,53 +24,11 @@ PROMPT = "a red star"
 MOST = 0.1  # mean difference of two pictures that are the same, in units of 1/255
 LEAST = 0.5  # mean difference of two pictures that are not
 
-ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0", "_proj_in", "_proj_out", "_proj", "_fc1", "_fc2", "_net_2")
-CONVOLUTIONS = ("_conv1", "_conv2", "_conv_shortcut", "_conv", "_time_emb_proj")
-
-
-class Networks:
-    """Writes network files with random factors for the modules of the WebUI's checkpoint."""
-
-    def __init__(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        self.folder, self.weights = folder, weights
-
-    def write(self, name: str, seed: int, endings: tuple[str, ...] = ATTENTION, rank: int = 4) -> Path:
-        """Factors of all modules whose key ends so; the change of each weight has about a third of its size."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors: dict[str, Tensor] = {}
-        for key, weight in self.weights.items():
-            if not key.endswith(endings):
-                continue
-            up = torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2), generator=generator)
-            down = torch.randn(rank, *weight.shape[1:], generator=generator)
-            scale = weight.std().item() * 0.3 / rank**0.5
-            tensors |= {f"{key}.lora_up.weight": up * scale * 2, f"{key}.lora_down.weight": down}
-            tensors[f"{key}.alpha"] = torch.tensor(rank / 2)
-        path = self.folder / f"{name}.safetensors"
-        write_network(path, tensors, {"ss_output_name": f"{name} of the tests"}, "fp16")
-        return path
-
-    def write_loha(self, name: str) -> Path:
-        """A LoHa of the U-Net's attention: a kind that only the built-in can apply."""
-        generator = torch.Generator().manual_seed(9)
-        tensors: dict[str, Tensor] = {}
-        for key, weight in self.weights.items():
-            if key.endswith(("_to_q", "_to_k", "_to_v", "_to_out_0")):
-                for part in ("hada_w1", "hada_w2"):
-                    tensors[f"{key}.{part}_a"] = torch.randn(weight.shape[0], 4, generator=generator) * 0.3
-                    tensors[f"{key}.{part}_b"] = torch.randn(4, weight.shape[1], generator=generator) * 0.3
-                tensors[f"{key}.alpha"] = torch.tensor(4.0)
-        path = self.folder / f"{name}.safetensors"
-        write_network(path, tensors, {}, "float")  # the built-in multiplies in the file's precision
-        return path
-
 
 @pytest.fixture(scope="session")
 def weights(webui: Any) -> dict[str, Tensor]:
     """The weights of the checkpoint that is loaded in the WebUI, by key in a network file."""
-    path = Path(webui.call("/sdapi/v1/sd-models")[0]["filename"])
-    checkpoint = load_checkpoint(path, torch.device("cpu"), torch.float32).checkpoint
-    return {key: weight.detach() for key, weight in checkpoint_weights(checkpoint).items()}
+    return weights_of(Path(webui.call("/sdapi/v1/sd-models")[0]["filename"]))
 
 
 @pytest.fixture
@@ -93,12 +47,6 @@ def our_tags(webui: Any) -> Iterator[None]:
     webui.set_options(**usual)
     yield
     webui.set_options(**usual)
-
-
-def difference(left: np.ndarray, right: np.ndarray) -> float:
-    """Mean of |left − right| in units of 1/255."""
-    assert left.shape == right.shape
-    return float(np.abs(left.astype(np.int16) - right.astype(np.int16)).mean())
 
 
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
@@ -287,15 +235,12 @@ def test_another_weight_is_applied_faster_than_by_the_builtin(webui: Any, files:
 
 
 def test_the_registration_survives_reload_ui(webui: Any, files: Networks) -> None:
+    """And the code is read anew, so that an update of the extension takes effect as a whole."""
     prompt = f"{PROMPT} <lora:w2-a:0.25><lora:w2-a:0.5>"  # adding up is ours
-    before = webui.generate(prompt).pictures[0]
-    generation = webui.call("/lw-probe/tags/owner")["generation"]
-    webui.call("/lw-probe/tags/reload-ui", {})
-    deadline = time.monotonic() + 300
-    owner: dict[str, Any] = {}
-    while owner.get("generation", generation) == generation and time.monotonic() < deadline:
-        time.sleep(1)
-        with contextlib.suppress(OSError, RuntimeError):
-            owner = webui.call("/lw-probe/tags/owner", timeout=10)
-    assert owner["lora"] == owner["lyco"] == "WorkshopNetworks"
-    assert (webui.generate(prompt).pictures[0] == before).all()
+    picture = webui.generate(prompt).pictures[0]
+    before = webui.call("/lw-probe/tags/owner")
+    webui.reload_ui()
+    after = webui.call("/lw-probe/tags/owner")
+    assert after == {"lora": "WorkshopNetworks", "lyco": "WorkshopNetworks", "present": True, "code": after["code"]}
+    assert after["code"] != before["code"]
+    assert (webui.generate(prompt).pictures[0] == picture).all()

@@ -123,7 +123,7 @@ def test_reload_ui_ends_a_run_in_order(webui: WebUI, dataset: Path, time_round: 
     """And everything works afterwards, as often as it is done."""
     bare = webui.generate("a thing").pictures[0]
     run = long_run(webui, dataset)
-    reload_ui(webui)
+    webui.reload_ui()
     record = webui.call(f"{API}/status?run={run}")["record"]
     assert record["state"] == "stopped" and (webui.networks / f"{NAME}.safetensors").is_file()
     assert np.array_equal(webui.generate("a thing").pictures[0], bare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,13 @@ from typing import Any
 
 from modules import paths_internal, script_callbacks, shared
 
-from lora_ext.host.webui import settings
+from lora_ext.host.webui import settings, xyz_axes
 from lora_ext.host.webui.authentication import make_authentication
 from lora_ext.host.webui.page_defaults import DemoFiles, page_defaults
 from lora_ext.host.webui.state import close_runner, get_host, get_runner
 
 TITLE = "LoRA Workshop"
 _ELEMENT = "lora_workshop"
-
-atexit.register(close_runner)  # the server was stopped: a training ends in order, with what is trained kept
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,9 @@ class Upstairs:
 
 def register(upstairs: Upstairs) -> None:
     """Register everything; called at the start and after each "Reload UI", which forgets all callbacks."""
+    atexit.register(close_runner)  # the server was stopped: a training ends in order, with what is trained kept
     settings.register()
+    xyz_axes.register()  # under `--nowebui` the scripts' arguments are listed before any callback
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_ui_tabs(lambda: [(_tab(upstairs), TITLE, _ELEMENT)])
     script_callbacks.on_app_started(lambda _, app: _app_started(app, upstairs))
@@ -73,13 +74,17 @@ def _app_started(app: Any, upstairs: Upstairs) -> None:
 
 
 def _before_ui() -> None:
-    from lora_ext.host.webui import xyz_axes
-
-    xyz_axes.register()
+    xyz_axes.register()  # where the plot's script was loaded after us
+    if shared.cmd_opts.api:
+        # Adding the API fails, and with it the WebUI's start, where a page asks something just then. Most of that
+        # moment would be this import; pages that were left open do ask.
+        importlib.import_module("modules.api.api")
 
 
 def _unloaded() -> None:
+    """Leave nothing behind: the next to register are modules of their own, of another version perhaps."""
     from lora_ext.host.webui import tags
 
     close_runner()
+    atexit.unregister(close_runner)
     tags.unregister()

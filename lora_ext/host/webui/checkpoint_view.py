@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from modules import sd_vae
 
 from lora_ext.checkpoint.checkpoint import Checkpoint, PredictionType
 from lora_ext.checkpoint.schedule import NoiseSchedule
@@ -57,6 +58,7 @@ def checkpoint_view(sd_model: Any) -> Checkpoint:
         path=Path(info.filename),
         sha256=info.sha256 or "",
         latent_scale=float(sd_model.scale_factor),
+        vae_path=Path(sd_vae.loaded_vae_file) if sd_vae.loaded_vae_file else None,
     )
 
 

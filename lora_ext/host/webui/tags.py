@@ -8,12 +8,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modules import devices, errors, extra_networks, script_callbacks, sd_models, shared
+from modules import devices, errors, extra_networks, sd_models, shared
 from torch import nn
 
 from lora_ext.apply.active import ActiveNetworks, checkpoint_weights
 from lora_ext.apply.tags import LoraTag, parse_tags
-from lora_ext.host.webui import builtin_lora, settings
+from lora_ext.host.webui import builtin_lora, model_changes, settings
 from lora_ext.host.webui.state import get_host
 from lora_ext.host.webui.text_caches import reset_text_caches
 from lora_ext.networks.library import Identity, identity
@@ -117,10 +117,19 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         if handler is not None and self._builtin_was_used:
             handler.deactivate(p)
 
-    def model_loaded(self, sd_model: nn.Module) -> None:
-        """A checkpoint was loaded into the instance that renders (refiner): it gets the networks of the prompt too."""
-        if self._model is not None and self._model.belongs_to(sd_model) and self._model.tags:
-            self._model.active.activate(self._model.tags)
+    def model_changed(self, sd_model: nn.Module) -> None:
+        """Another checkpoint renders, in this instance or another one (refiner): it gets the prompt's networks too."""
+        tags = self.tags
+        if self._model is None or not tags:
+            return
+        try:
+            if not self._model.belongs_to(sd_model):
+                self.restore()
+                self._model = LoadedModel(sd_model)
+            self._model.tags = tags
+            self._model.active.activate(tags)
+        except UserError as error:
+            _log.warning("LoRA Workshop leaves the networks of the prompt out of this checkpoint: %s", error)
 
     @property
     def tags(self) -> list[LoraTag]:
@@ -137,15 +146,14 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         key = tuple(tuple(params.items) for params in params_list)  # as the WebUI sees them, before the default
         tags = _tags_of(p, params_list)
         files = _files(tags)
-        self._note_state(key, (*files, *tags))
         self._leave_other_instance()
         can_hand_over = builtin_lora.network_handler() is not None
-        if can_hand_over and getattr(shared.opts, settings.TAGS, None) == settings.BUILTIN:
-            self._leave_to_builtin(p, params_list, files)
-            return
-        reason = self._why_not(file[0] for file in files if file is not None) if tags else None
-        if can_hand_over and reason is not None:
-            if reason != self._logged:
+        theirs = can_hand_over and getattr(shared.opts, settings.TAGS, None) == settings.BUILTIN
+        reason = self._why_not(file[0] for file in files if file is not None) if tags and not theirs else None
+        left = theirs or (can_hand_over and reason is not None)
+        self._note_state(key, (left, *files, *tags))
+        if left:
+            if reason not in (None, self._logged):
                 _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
             self._logged = reason
             self._leave_to_builtin(p, params_list, files)
@@ -200,7 +208,8 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
     def _note_state(self, key: Hashable, state: Hashable) -> None:
         """Drop the WebUI's text encodings where the same tags stood for other files before.
 
-        It keeps them by the tags' text, which says nothing of a changed file or another default network.
+        It keeps them by the tags' text, which says nothing of a changed file, of another default network, or of who
+        applies them (with other roundings).
         """
         if self._conditions.get(key, state) != state or len(self._conditions) >= _REMEMBERED_PROMPTS:
             reset_text_caches()
@@ -212,11 +221,12 @@ def register() -> None:
     """Take `lora` and `lyco` over; to be called whenever the app has started, as often as that is."""
     extra_networks.register_extra_network(_workshop_networks)
     extra_networks.register_extra_network_alias(_workshop_networks, _ALIAS)
-    script_callbacks.on_model_loaded(_workshop_networks.model_loaded, name="lora_workshop_tags")
+    model_changes.watch(_workshop_networks.model_changed)
 
 
 def unregister() -> None:
     """Restore the weights, and give `lora` and `lyco` back to the built-in where it is in operation."""
+    model_changes.unwatch()
     _workshop_networks.restore()
     handler = builtin_lora.network_handler()
     for names, name in ((extra_networks.extra_network_registry, _KIND), (extra_networks.extra_network_aliases, _ALIAS)):

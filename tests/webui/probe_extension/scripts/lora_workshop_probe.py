@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from modules import lowvram, paths_internal, script_callbacks, sd_models, sd_unet, shared
+from modules import lowvram, paths_internal, script_callbacks, sd_hijack, sd_models, sd_unet, shared
 
 from lora_ext.protocols import GenerateRequest
 
@@ -20,6 +20,11 @@ def _digest(parts):
     for part in parts:
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
     return digest.hexdigest()
+
+
+def _bytes_of(tensor):
+    """Also of dtypes that NumPy does not know (fp8)."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _overrides(root):
@@ -52,9 +57,9 @@ def snapshot():
     parameters = list(model.named_parameters())
     kinds = ((name, str(p.dtype), str(p.device), p.requires_grad, p.grad is None) for name, p in parameters)
     return {
-        "weights": _digest(parameter.detach().cpu().numpy().tobytes() for _, parameter in parameters),
+        "weights": _digest(_bytes_of(parameter) for _, parameter in parameters),
         "storage": _digest(parameter.data_ptr() for _, parameter in parameters),
-        "buffers": _digest(buffer.detach().cpu().numpy().tobytes() for _, buffer in model.named_buffers()),
+        "buffers": _digest(_bytes_of(buffer) for _, buffer in model.named_buffers()),
         "kinds": _digest(kinds),
         "grad": sum(parameter.requires_grad for _, parameter in parameters),
         "modes": _digest((name, module.training) for name, module in model.named_modules()),
@@ -64,6 +69,7 @@ def snapshot():
             [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()]
         ),
         "options": _digest(sorted((key, str(value)) for key, value in shared.opts.data.items())),
+        "attention": [str(sd_hijack.model_hijack.optimization_method), str(id(sd_hijack.current_optimizer))],
         "unet": [str(sd_unet.current_unet_option), str(lowvram.module_in_gpu)],
         "job": [shared.state.job, shared.state.job_count, shared.state.interrupted],
     }
@@ -106,8 +112,9 @@ def picture(settings):
 
 
 def started(_, app):
-    """Asking a WebUI before it has added its API makes it fail: the tests wait for this file after a reload."""
-    Path(paths_internal.data_path, "lw-probe-started").write_text(str(time.time()), encoding="utf-8")
+    """Asking a WebUI before it has added its API makes it fail: the tests wait for this file."""
+    mark = Path(paths_internal.data_path, f"lw-probe-started-{shared.cmd_opts.port}")
+    mark.write_text(str(time.time()), encoding="utf-8")
     app.get("/lw-probe/state")(snapshot)
     app.get("/lw-probe/loaded")(lambda: sorted({"transformers", "diffusers", "lycoris"} & set(sys.modules)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 
@@ -54,6 +55,41 @@ def switch(name, times):
     return figures
 
 
+def interleaved(times):
+    """Images without a tag, in pairs: `lora` and `lyco` ours, and as where the extension is disabled.
+
+    Seconds of the processor, which are the image's own: those on the clock are also other programs'.
+    """
+    registry, aliases = extra_networks.extra_network_registry, extra_networks.extra_network_aliases
+    ours, theirs = registry["lora"], builtin_lora.network_handler()
+
+    def render(handler, seed):
+        registry["lora"] = aliases["lyco"] = handler
+        p = processing.StableDiffusionProcessingTxt2Img(
+            sd_model=shared.sd_model,
+            prompt="a house",
+            seed=seed,
+            steps=8,
+            width=128,
+            height=128,
+            do_not_save_samples=True,
+        )
+        started = time.process_time()
+        processing.process_images(p)
+        return time.process_time() - started
+
+    pairs = []
+    with call_queue.queue_lock:
+        try:
+            for turn in range(times):
+                order = (ours, theirs) if turn % 2 else (theirs, ours)
+                seconds = {handler: render(handler, turn) for handler in order}
+                pairs.append([seconds[ours], seconds[theirs]])
+        finally:
+            registry["lora"] = aliases["lyco"] = ours
+    return pairs
+
+
 class Comments(scripts.Script):
     """Keeps what stands under the last image; the API does not tell it."""
 
@@ -77,9 +113,13 @@ def load_again():
 
 
 def owner():
-    """Who `lora` and `lyco` belong to, and in which life of the page."""
+    """Who `lora` and `lyco` belong to, and whether that is the code which an import would give now."""
     lora, lyco = extra_networks.extra_network_registry["lora"], extra_networks.extra_network_aliases["lyco"]
-    return {"lora": type(lora).__name__, "lyco": type(lyco).__name__, "generation": id(Comments)}
+    present = importlib.import_module("lora_ext.host.webui.tags").WorkshopNetworks
+    return {
+        "lora": type(lora).__name__, "lyco": type(lyco).__name__, "present": type(lora) is type(lyco) is present,
+        "code": id(present),
+    }  # fmt: skip
 
 
 def started(_, app):
@@ -87,7 +127,10 @@ def started(_, app):
     app.get("/lw-probe/tags/comments")(lambda: Comments.last)
     app.get("/lw-probe/tags/owner")(owner)
     app.post("/lw-probe/tags/load-again")(load_again)
-    app.post("/lw-probe/tags/reload-ui")(shared.state.request_restart)
+
+    @app.post("/lw-probe/tags/interleaved")
+    def route_interleaved(body: dict):
+        return interleaved(body["times"])
 
     @app.post("/lw-probe/tags/switch")
     def route_switch(body: dict):
