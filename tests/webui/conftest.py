@@ -34,7 +34,6 @@ START_ARGUMENTS = [
     *("--no-download-sd-model", "--do-not-download-clip", "--api", "--skip-version-check"),
 ]
 SECONDS_TO_START = 300
-STARTED = "lw-probe-started"
 PROBE = Path(__file__).resolve().parent / "probe_extension"
 
 if str(PROBE.parent) not in sys.path:

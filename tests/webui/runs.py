@@ -58,15 +58,3 @@ def wait_for(webui: Caller, run: str, condition: Any, seconds: float = 300, paus
             return status
         time.sleep(pause)
     raise AssertionError(f"run {run} did not come so far in {seconds} s: {status}")
-
-
-def reload_ui(webui: Caller, seconds: float = 300) -> None:
-    """Reload the UI, and wait for the new one without asking it: the WebUI fails on requests that come too early."""
-    mark = webui.folder / "lw-probe-started"
-    before = mark.read_text(encoding="utf-8")
-    webui.call("/lw-probe/reload", {})
-    deadline = time.monotonic() + seconds
-    while mark.read_text(encoding="utf-8") in (before, ""):
-        assert time.monotonic() < deadline, "the WebUI did not come back"
-        time.sleep(0.2)
-    webui.call(f"{API}/runs")

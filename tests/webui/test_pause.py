@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from runs import API, OTHER, draw_dataset, ended, reload_ui, start, wait_for
+from runs import API, OTHER, draw_dataset, ended, start, wait_for
 from safetensors.numpy import load_file
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_is_gone_leaves_the_run_paused(webui: WebUI, dataset: 
 def test_reload_ui_ends_a_paused_run_in_order(webui: WebUI, dataset: Path) -> None:
     bare = picture(webui)
     run = paused_run(webui, dataset)
-    reload_ui(webui)
+    webui.reload_ui()
     assert webui.call(f"{API}/status?run={run}")["record"]["state"] == "stopped"
     assert (webui.networks / f"{NAME}.safetensors").is_file()
     assert np.array_equal(picture(webui), bare)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from runs import API, draw_dataset, ended, reload_ui, start, wait_for
+from runs import API, draw_dataset, ended, start, wait_for
 
 if TYPE_CHECKING:
     from conftest import WebUI
