@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -78,7 +79,7 @@ class Judge:
         done(0)
         with_network = self.concept_share(self.tagged(PROMPT), count)
         done(1)
-        elsewhere = self._each(map(self.tagged, unseen_prompts(dataset, count)))
+        elsewhere = self._together(list(map(self.tagged, unseen_prompts(dataset, count))))
         done(2)
         scenes = plain_scenes(count)
         kept = share([shows(scene, picture) for scene, picture in self._scenes(scenes, tagged=True)])
@@ -90,6 +91,14 @@ class Judge:
         done(5)
         found = share([detect_concept(picture) for picture in elsewhere])
         return Judgement(count, with_network, in_base, found, kept, base, same)
+
+    def _together(self, prompts: Sequence[str]) -> list[Image.Image]:
+        """One picture a prompt, each with a seed of its own; the same prompts in one batch, which is faster."""
+        found: list[Image.Image] = []
+        for prompt, count in Counter(prompts).items():
+            made = self.generator.generate(self.request(prompt, FIRST_SEED + len(found), count))
+            found += [each.image for each in made]
+        return found
 
     def _each(self, prompts: Sequence[str] | map[str]) -> list[Image.Image]:
         """One picture a prompt, each with a seed of its own."""

@@ -28,7 +28,7 @@ from lora_ext.protocols import Control, Progress, UserError
 from lora_ext.training.checks import prepare_run
 
 WEIGHTS = (0.4, 0.6, 0.8, 1.0)
-CELL_SEEDS = 6
+CELL_SEEDS = 4
 SAMPLES = 6
 
 

@@ -60,7 +60,7 @@ class App:
         raise AssertionError(f"run {run_id} did not end")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def app(tiny_checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app in a process of its own; at the end it gets a Ctrl-C and has to obey it."""
     home = tmp_path_factory.mktemp("home")
@@ -87,7 +87,7 @@ def app(tiny_checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     process.stdout.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(app: App) -> str:
     """The name of a network with epochs 1, 2 and 3."""
     run = app.ask("/start", {"settings": app.settings("moon", 3)})
@@ -95,7 +95,7 @@ def trained(app: App) -> str:
     return "moon"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Chromium as the system has it."""
     from playwright.sync_api import sync_playwright
