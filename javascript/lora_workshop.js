@@ -7,10 +7,12 @@
   const IDLE_MS = 4000;
   const LOST_MS = 60000;
   const STATES = {
-    queued: "waiting", running: "training", finished: "finished",
+    queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
-  const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", lost: false };
+  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path). */
+  const core = { onStatus: [], onRun: [], fileButtons: [] };
+  const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
 
@@ -70,7 +72,7 @@
     const run = status.record;
     if (run.state === "queued") return run.note || "waits for its turn";
     const parts = [];
-    if (run.state === "running" && status.phase !== "training") {
+    if (["running", "paused"].includes(run.state) && !["training", "paused"].includes(status.phase)) {
       parts.push(status.phase + (status.phase_total ? ` ${status.phase_done} / ${status.phase_total}` : ""));
     }
     parts.push(`step ${grouped(run.steps)} / ${grouped(run.total_steps)}`);
@@ -94,6 +96,10 @@
     for (const name of ["save", "stop", "cancel"]) {
       byId(name).disabled = !status.active || (name === "save" && run.state === "queued");
     }
+    const paused = Boolean(run) && run.state === "paused";
+    setText("pause", paused ? "Resume" : "Pause");
+    byId("pause").disabled = !paused && (!run || run.state !== "running");
+    whenChanged("paused", paused ? [status.live_network, status.missing_checkpoint] : [], showPause);
     setText("run-state", run ? STATES[run.state] : "idle");
     setText("run-name", run ? run.name : "No run yet in this session.");
     setText("run-facts", run ? facts(status) : "Press Start: progress, loss and saved epochs appear here.");
@@ -109,16 +115,35 @@
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
     showChart(run);
+    for (const show of core.onStatus) show(status);
+  }
+
+  /* A tag, and a button that copies it. */
+  function tagPieces(name) {
+    const tag = `<lora:${name}:1>`;
+    const copy = element("button", { type: "button", className: "lw-copy", textContent: "Copy tag" });
+    copy.dataset.lwAction = "copy";
+    copy.dataset.text = tag;
+    return [element("code", { textContent: tag }), copy];
   }
 
   function showFiles(list, files) {
-    list.replaceChildren(...files.map(({ path, label }) => {
-      const tag = `<lora:${stem(path)}:1>`;
-      const copy = element("button", { type: "button", className: "lw-copy", textContent: "Copy tag" });
-      copy.dataset.lwAction = "copy";
-      copy.dataset.text = tag;
-      return element("li", { title: path }, element("span", { textContent: label }), element("code", { textContent: tag }), copy);
-    }));
+    list.replaceChildren(...files.map(({ path, label }) =>
+      element("li", { title: path }, element("span", { textContent: label }), ...tagPieces(stem(path)),
+        ...core.fileButtons.map((make) => make(path)))));
+  }
+
+  /* While a run is paused: its network's name in prompts, and the way back to its checkpoint. */
+  function showPause([network, checkpoint]) {
+    const pieces = network ? ["In prompts, as it is now:", ...tagPieces(network)] : [];
+    if (checkpoint) {
+      const load = element("button", { type: "button", className: "lw-button", id: "lw-load-and-resume" });
+      load.textContent = `Load ${checkpoint} and resume`;
+      load.dataset.lwAction = "load-and-resume";
+      pieces.push(load);
+    }
+    byId("paused").replaceChildren(...pieces);
+    byId("paused").hidden = pieces.length === 0;
   }
 
   function showQueue(queued) {
@@ -184,6 +209,7 @@
       element("div", { className: "lw-columns" }, chart, files), again,
       element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
     );
+    for (const show of core.onRun) show(run, byId("run-detail"));
     byId("run-detail").scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -215,6 +241,8 @@
   const currentRun = () => ({ id: seen.run });
 
   const ACTIONS = {
+    pause: () => ask(byId("live").dataset.state === "paused" ? "resume" : "pause", currentRun()),
+    "load-and-resume": () => ask("resume", { ...currentRun(), load_checkpoint: true }),
     save: () => ask("save", currentRun()),
     stop: () => ask("stop", currentRun()),
     cancel: (button) => {
@@ -275,7 +303,7 @@
     if (live && !document.hidden) {
       if (mounted !== live) {
         mounted = live;
-        for (const key of ["chart", "saved", "messages", "queue", "runs"]) seen[key] = "";
+        for (const key of Object.keys(seen)) if (key !== "run" && key !== "lost") seen[key] = "";
         makeGroupsReachable();
         fillForm("");
       }
@@ -302,7 +330,8 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  window.loraWorkshop = { poll };
+  Object.assign(core, { poll, ask, byId, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  window.loraWorkshop = core;
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", poll);
   else poll();
 })();

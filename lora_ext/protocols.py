@@ -41,6 +41,14 @@ class Cancelled(Exception):
     """Raised inside long work after its `Control` was told to stop, where there is nothing to keep."""
 
 
+class OtherCheckpointError(UserError):
+    """A paused run cannot go on: another checkpoint is loaded than `wanted`, the name of its own."""
+
+    def __init__(self, wanted: str, loaded: str) -> None:
+        self.wanted = wanted
+        super().__init__(f"this run trains on {wanted}, and now {loaded} is loaded: load {wanted} again, then resume")
+
+
 @dataclass(frozen=True)
 class StepReport:
     """One optimizer update. `loss` is the mean over the update's batches; `seconds` is its wall time."""
@@ -74,6 +82,33 @@ class SavedNetwork:
     is_last: bool
 
 
+@dataclass(frozen=True)
+class PauseReport:
+    """A run that stands still between two steps, with the checkpoint handed back.
+
+    `network` is the file with what is trained so far, and `<lora:live_name:1>` stands for it in prompts meanwhile.
+    `problem` says why the run could not go on when it was told to; `missing_checkpoint` names what has to be loaded.
+    """
+
+    step: int
+    epoch: int
+    network: Path
+    live_name: str
+    problem: str = ""
+    missing_checkpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture of the network in training, after `step` updates; `prompt_number` is its prompt's place, from 0."""
+
+    image: GeneratedImage
+    prompt: str
+    prompt_number: int
+    epoch: int
+    step: int
+
+
 class Events:
     """What a run tells the program around it; every method may be overridden, all do nothing here."""
 
@@ -92,29 +127,67 @@ class Events:
     def saved(self, saved: SavedNetwork) -> None:
         """A network file was written."""
 
+    def paused(self, report: PauseReport) -> None:
+        """The run is about to hand the checkpoint back, or stays paused though it was told to go on."""
+
+    def resumed(self) -> None:
+        """The run has the checkpoint again and goes on."""
+
+    def sampled(self, sample: Sample) -> None:
+        """A sample picture was drawn."""
+
     def message(self, level: MessageLevel, text: str) -> None:
         """Something worth reading by a person."""
 
 
+@dataclass(frozen=True)
+class ResumeRequest:
+    """A paused run is to go on; with `load_checkpoint` its checkpoint is loaded first where another one is."""
+
+    load_checkpoint: bool = False
+
+
 class Control:
-    """What a person asks of a run while it goes on; safe to use from any thread."""
+    """What a person asks of a run while it goes on or is paused; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._cancel = threading.Event()
         self._save = threading.Event()
+        self._pause = threading.Event()
+        self._resume: ResumeRequest | None = None
+        self._asked = threading.Event()
+        self._sample = threading.Event()
 
     def stop(self) -> None:
         """End after the present step and keep what is trained."""
         self._stop.set()
+        self._asked.set()
 
     def cancel(self) -> None:
         """End after the present step and write nothing more."""
         self._cancel.set()
+        self._asked.set()
 
     def save_now(self) -> None:
         """Write the network after the present step and go on."""
         self._save.set()
+        self._asked.set()
+
+    def pause(self) -> None:
+        """Hand the checkpoint back after the present step, until `resume`."""
+        self._resume = None
+        self._pause.set()
+
+    def resume(self, load_checkpoint: bool = False) -> None:
+        """Go on; a pause that has not begun yet is left out."""
+        self._pause.clear()
+        self._resume = ResumeRequest(load_checkpoint)
+        self._asked.set()
+
+    def sample_now(self) -> None:
+        """Draw the samples after the present step and go on."""
+        self._sample.set()
 
     @property
     def stopping(self) -> bool:
@@ -130,6 +203,28 @@ class Control:
         """Whether a save was asked for since the last call."""
         asked = self._save.is_set()
         self._save.clear()
+        return asked
+
+    def take_pause_request(self) -> bool:
+        """Whether a pause was asked for since the last call."""
+        asked = self._pause.is_set()
+        self._pause.clear()
+        return asked
+
+    def take_resume_request(self) -> ResumeRequest | None:
+        """How the run was told to go on since the last call, None where it was not."""
+        asked, self._resume = self._resume, None
+        return asked
+
+    def wait_for_request(self) -> None:
+        """Wait until something is asked of a paused run; may return once for what was asked before."""
+        self._asked.wait()
+        self._asked.clear()
+
+    def take_sample_request(self) -> bool:
+        """Whether samples were asked for since the last call."""
+        asked = self._sample.is_set()
+        self._sample.clear()
         return asked
 
     def raise_if_stopping(self) -> None:
@@ -203,14 +298,33 @@ class Borrow(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The loaded checkpoint, unpatched, frozen, ready to train adapters on."""
+        """The loaded checkpoint, unpatched, frozen, ready to train adapters on.
+
+        After a pause it may be another view: the program may have loaded the same file anew.
+        """
+        ...
+
+    def suspend(self) -> None:
+        """Give the checkpoint back for a while; everything is as it was before it was borrowed."""
+        ...
+
+    def resume(self, load_checkpoint: bool = False) -> None:
+        """Borrow the same checkpoint again; waits for pictures in the making.
+
+        With `load_checkpoint` it is loaded first where another one is. Raises UserError where it cannot be borrowed
+        now (OtherCheckpointError: another one is loaded); nothing is held then.
+        """
         ...
 
 
 class Host(ImageGenerator, Protocol):
-    """The program around the core: it owns the checkpoint, renders pictures, and has folders."""
+    """The program around the core: it owns the checkpoint, renders pictures, and has folders.
+
+    `shows_cards`: it lists networks as cards, with the words and the picture in the files beside them.
+    """
 
     name: str
+    shows_cards: bool
 
     def checkpoint_info(self) -> CheckpointInfo:
         """What is loaded at the moment."""
@@ -230,4 +344,8 @@ class Host(ImageGenerator, Protocol):
 
     def network_saved(self, path: Path) -> None:
         """A network file was written or replaced: it is to be usable at once."""
+        ...
+
+    def set_live_network(self, name: str, path: Path | None) -> None:
+        """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
         ...

@@ -107,8 +107,10 @@ def train(options: argparse.Namespace, prepared: PreparedRun) -> int:
     from lora_ext.jobs.console import JsonLinesEvents, TqdmEvents
     from lora_ext.jobs.recording import train_recorded
     from lora_ext.jobs.registry import RunRegistry
+    from lora_ext.training.samples import check_samplers
 
     host = open_host(options)
+    check_samplers(prepared.config, prepared.sample_prompts, host.samplers())
     run = RunRegistry(host.folders().runs).create_prepared(prepared, checkpoint=host.checkpoint_info().name)
     control = Control()
     events: Events = JsonLinesEvents() if options.json else TqdmEvents()

@@ -19,7 +19,10 @@ _NONE = {"none", "null", ""}
 
 @dataclass(frozen=True)
 class Setting:
-    """One declared setting. `type` is the plain type (bool, int, float or str) without its `| None`."""
+    """One declared setting. `type` is the plain type (bool, int, float or str) without its `| None`.
+
+    `lines` is how many lines of text its field shows; from two on the text may have as many as it likes.
+    """
 
     name: str
     group: str
@@ -33,6 +36,7 @@ class Setting:
     multiple_of: int | None = None
     choices: tuple[str | int, ...] | None = None
     unit: str = ""
+    lines: int = 1
 
     def allowed(self) -> str:
         """What may stand here, in words for an error message or a help text."""
@@ -63,6 +67,7 @@ def setting(
     multiple_of: int | None = None,
     choices: tuple[str | int, ...] | None = None,
     unit: str = "",
+    lines: int = 1,
 ) -> Any:
     """A dataclass field that carries what is known of the setting."""
     known = {
@@ -73,6 +78,7 @@ def setting(
         "multiple_of": multiple_of,
         "choices": choices,
         "unit": unit,
+        "lines": lines,
     }
     return dataclasses.field(default=default, metadata={_METADATA_KEY: known})
 

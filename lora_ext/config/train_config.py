@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from lora_ext.config.fields import Setting, declared_settings, parse_value, setting, unknown_setting
+from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
 from lora_ext.protocols import ConfigError
 
 
@@ -170,6 +171,31 @@ class SavingSettings:
         "fp16", "File precision", "fp16 halves the file; float keeps every digit.", choices=("float", "fp16", "bf16")
     )
     training_comment: str = setting("", "Comment", "Written into the file, for those who get it.")
+    save_sidecar: str = setting(
+        "auto", "Card files", "Trigger words and preview beside each file, for the WebUI's cards; auto: in the WebUI.",
+        choices=("auto", "yes", "no"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Pictures of the network while it is trained."""
+
+    sample_every_n_epochs: int | None = setting(
+        None, "Draw every", "Draw the samples after so many epochs.", minimum=1, unit="epochs"
+    )
+    sample_every_n_steps: int | None = setting(
+        None, "Draw every", "The same in steps; epochs win where both are given.", minimum=1, unit="steps"
+    )
+    sample_at_first: bool = setting(False, "Before the first step", "Draw the samples without the network too.")
+    sample_sampler: str = setting(
+        "Euler a", "Sampler", "By its name in the WebUI or in sd-scripts (Euler a or euler_a)."
+    )
+    sample_prompts: str = setting(
+        "", "Prompts",
+        "One a line, or a .txt file of them; options after a prompt: --n negative --w width --h height --d seed "
+        "--s steps --l CFG --ss sampler. Empty: the first caption.", lines=4,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,6 +209,7 @@ class TrainConfig:
     loss: LossSettings = field(default_factory=LossSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     saving: SavingSettings = field(default_factory=SavingSettings)
+    samples: SampleSettings = field(default_factory=SampleSettings)
 
 
 GROUP_TITLES = {
@@ -193,6 +220,7 @@ GROUP_TITLES = {
     "loss": "Noise and loss",
     "memory": "Memory and speed",
     "saving": "Saving",
+    "samples": "Samples",
 }
 
 
@@ -257,6 +285,9 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             ),
         )
     yield from _bucket_contradictions(dataset)
+    if prompts_file(config.samples.sample_prompts) is None:
+        for problem in parse_sample_prompts(config.samples.sample_prompts)[1]:
+            yield ("sample_prompts",), problem
     if dataset.min_bucket_reso > dataset.max_bucket_reso:
         yield (
             ("min_bucket_reso", "max_bucket_reso"),
@@ -269,16 +300,14 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
         yield (
             ("network_train_unet_only", "network_train_text_encoder_only"),
             (
-                "network_train_unet_only and network_train_text_encoder_only are both on, which leaves nothing to train: "
-                "switch one of them off"
+                "network_train_unet_only and network_train_text_encoder_only are both on, which leaves nothing to "
+                "train: switch one of them off"
             ),
         )
     if any(sign in saving.output_name for sign in '<>:"/\\|?*\n,') or saving.output_name.strip() in (".", ".."):
         yield (
             ("output_name",),
-            (
-                f'output_name = {saving.output_name!r}: a name for files and tags cannot hold any of < > : " / \\ | ? * ,'
-            ),
+            f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
         )
 
 

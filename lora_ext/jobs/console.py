@@ -9,10 +9,12 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_ext.jobs.records import json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, SavedNetwork, StepReport
+from lora_ext.protocols import EpochReport, Events, MessageLevel, Sample, SavedNetwork, StepReport
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+_STEPS = "training"
 
 
 class TqdmEvents(Events):
@@ -25,8 +27,8 @@ class TqdmEvents(Events):
         self._average: float | None = None
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Show how far the phase has come; its bar goes when it is done."""
-        if total <= 0:
+        """Show how far the phase has come; its bar goes when it is done. The steps' bar stays until their end."""
+        if total <= 0 or self._name == _STEPS:
             return
         if name != self._name:
             self._open(name, total, "it")
@@ -38,7 +40,7 @@ class TqdmEvents(Events):
     def run_started(self, total_steps: int, total_epochs: int) -> None:
         """Begin the steps' bar."""
         self._average = None
-        self._open("training", total_steps, "step")
+        self._open(_STEPS, total_steps, "step")
 
     def step(self, report: StepReport) -> None:
         """Move the bar, with the epoch and a running mean of the loss."""
@@ -56,6 +58,10 @@ class TqdmEvents(Events):
         self._write(f"saved {saved.path}")
         if saved.is_last:
             self.close()
+
+    def sampled(self, sample: Sample) -> None:
+        """Say what was drawn."""
+        self._write(f"drew “{sample.prompt}” after step {sample.step}")
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Say it above the bar."""
@@ -105,6 +111,13 @@ class JsonLinesEvents(Events):
     def saved(self, saved: SavedNetwork) -> None:
         """Write the file's path."""
         self.write("saved", path=str(saved.path), epoch=saved.epoch, step=saved.step, is_last=saved.is_last)
+
+    def sampled(self, sample: Sample) -> None:
+        """Write which picture was drawn."""
+        self.write(
+            "sampled", prompt=sample.prompt, prompt_number=sample.prompt_number, epoch=sample.epoch, step=sample.step,
+            seed=sample.image.seed, infotext=sample.image.infotext,
+        )  # fmt: skip
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Write the message."""

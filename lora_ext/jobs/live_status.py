@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_ext.jobs.records import RunRecord, json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, SavedNetwork, StepReport
+from lora_ext.protocols import EpochReport, Events, MessageLevel, PauseReport, Sample, SavedNetwork, StepReport
 
 _MESSAGES = 200
 _LOSSES = 500
@@ -23,7 +23,9 @@ class RunStatus:
     """One look at a run.
 
     `phase` is what is being done ("caching latents", "training", …) with `phase_done` of `phase_total`; `progress`
-    runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `queued` are the runs that wait.
+    runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `samples` counts the sample pictures;
+    `queued` are the runs that wait. While the run is paused, `live_network` is the name of what is trained so far in
+    prompts, and `missing_checkpoint` names what has to be loaded where the run could not go on for want of it.
     """
 
     record: RunRecord | None = None
@@ -37,11 +39,14 @@ class RunStatus:
     losses: tuple[tuple[int, float | None], ...] = ()
     messages: tuple[dict[str, str], ...] = ()
     saved: tuple[dict[str, Any], ...] = ()
+    samples: int = 0
     queued: tuple[RunRecord, ...] = ()
+    live_network: str = ""
+    missing_checkpoint: str = ""
 
     @property
     def active(self) -> bool:
-        """Whether the run goes on or waits for its turn."""
+        """Whether the run goes on, is paused or waits for its turn."""
         return self.record is not None and self.record.active
 
     def as_json(self) -> dict[str, Any]:
@@ -61,6 +66,8 @@ class LiveStatus(Events):
         self._times: deque[tuple[int, float]] = deque(maxlen=_ETA_WINDOW)
         self._messages: deque[dict[str, str]] = deque(maxlen=_MESSAGES)
         self._saved: list[dict[str, Any]] = []
+        self._pause: PauseReport | None = None
+        self._samples = 0
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show another phase, or how far it has come."""
@@ -87,6 +94,26 @@ class LiveStatus(Events):
         with self._lock:
             self._saved = [other for other in self._saved if other["path"] != entry["path"]] + [entry]
 
+    def paused(self, report: PauseReport) -> None:
+        """Show that the run stands still."""
+        with self._lock:
+            self._pause = report
+            self._phase = ("paused", 0, 0)
+
+    def resumed(self) -> None:
+        """Show that training goes on; the time of the pause counts for no step."""
+        with self._lock:
+            step, total = (self._last.step, self._last.total_steps) if self._last else (0, 0)
+            self._pause = None
+            self._phase = ("training", step, total)
+            self._times.clear()
+            self._times.append((step, time.monotonic()))
+
+    def sampled(self, sample: Sample) -> None:
+        """Count a sample."""
+        with self._lock:
+            self._samples += 1
+
     def message(self, level: MessageLevel, text: str) -> None:
         """Take in a message."""
         with self._lock:
@@ -100,7 +127,9 @@ class LiveStatus(Events):
             steps = last.step if last else record.steps
             total_steps = last.total_steps if last else record.total_steps
             per_step = self._seconds_per_step()
-            eta = per_step * (total_steps - steps) if per_step is not None and record.active else None
+            moving = record.active and self._pause is None
+            eta = per_step * (total_steps - steps) if per_step is not None and moving else None
+            pause = self._pause if record.active else None
             if last is not None and record.active:
                 loss = self._losses[-1][1]
                 record = dataclasses.replace(
@@ -119,7 +148,10 @@ class LiveStatus(Events):
                 losses=tuple(self._losses),
                 messages=tuple(self._messages),
                 saved=tuple(entry for entry in self._saved if entry["path"] in record.files),
+                samples=self._samples,
                 queued=tuple(queued),
+                live_network=pause.live_name if pause else "",
+                missing_checkpoint=pause.missing_checkpoint if pause else "",
             )
 
     def _seconds_per_step(self) -> float | None:
@@ -160,6 +192,21 @@ class FanOut(Events):
         """Hand on."""
         for sink in self.sinks:
             sink.saved(saved)
+
+    def paused(self, report: PauseReport) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.paused(report)
+
+    def resumed(self) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.resumed()
+
+    def sampled(self, sample: Sample) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.sampled(sample)
 
     def message(self, level: MessageLevel, text: str) -> None:
         """Hand on."""

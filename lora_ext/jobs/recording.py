@@ -9,10 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun
-from lora_ext.protocols import Control, EpochReport, Events, Host, SavedNetwork, StepReport, UserError
+from lora_ext.protocols import (
+    Control,
+    EpochReport,
+    Events,
+    Host,
+    PauseReport,
+    Sample,
+    SavedNetwork,
+    StepReport,
+    UserError,
+)
+from lora_ext.training.pausing import PausePlace
 from lora_ext.training.trainer import Trainer, TrainingResult
 
 _SECONDS_BETWEEN_WRITES = 2.0
@@ -46,20 +58,18 @@ class RecordingEvents(Events):
         others = [file for file in self.run.record.files if file != path and os.path.exists(file)]
         self.run.update(files=(*others, path), steps=saved.step, epochs=saved.epoch)
 
+    def paused(self, report: PauseReport) -> None:
+        """Enter that the run stands still, and why it could not go on where it was told to."""
+        note = report.problem or f"paused after {report.step} steps; the checkpoint is free until Resume"
+        self.run.update(state="paused", note=note, steps=report.step, epochs=report.epoch)
 
-class HostNotices(Events):
-    """Tells the host of every file, and passes on what it could not do with it."""
+    def resumed(self) -> None:
+        """Enter that the run goes on."""
+        self.run.update(state="running", note="")
 
-    def __init__(self, host: Host, events: Events) -> None:
-        self.host = host
-        self.events = events
-
-    def saved(self, saved: SavedNetwork) -> None:
-        """Make the file usable in the host; its failure must not end the run."""
-        try:
-            self.host.network_saved(saved.path)
-        except Exception as error:
-            self.events.message("warning", f"{saved.path.name} is written, but {self.host.name} refused it: {error}")
+    def sampled(self, sample: Sample) -> None:
+        """Keep the picture in the run's folder."""
+        self.run.samples.add(sample)
 
 
 def output_folder(config: TrainConfig, host: Host) -> Path:
@@ -76,25 +86,51 @@ def train_recorded(
     What goes wrong stands in the record (`error`), with the traceback in `error.txt` where it was nobody's input.
     """
     visible = FanOut(sinks)
-    events = FanOut([RecordingEvents(run), *sinks, HostNotices(host, visible)])
+    notices = HostNotices(host, visible, writes_cards(config, host))
+    events = FanOut([notices, *sinks, RecordingEvents(run)])  # what the record says is true already
     try:
         visible.phase("waiting for the checkpoint", 0, 0)
         run.update(state="running", started=time.time(), note="")
-        with host.borrow() as borrow:
-            run.update(checkpoint=borrow.checkpoint.name)
-            result = Trainer(borrow.checkpoint, config, Path(run.record.output_dir), events, control).run()
+        try:
+            result = _train(host, run, config, control, events)
+        finally:
+            notices.end()
+        _delete_paused_file(run, visible)
         _enter_result(run, result)
     except UserError as error:
         visible.message("error", str(error))
-        run.update(state="failed", error=str(error), finished=time.time())
+        run.update(state="failed", error=str(error), note=_note_of_failure(run), finished=time.time())
     except Exception as error:
         text = f"{type(error).__name__}: {error} (traceback in {run.folder / 'error.txt'})"
         visible.message("error", text)
-        run.update(state="failed", error=text, finished=time.time())
+        run.update(state="failed", error=text, note=_note_of_failure(run), finished=time.time())
         run.write_error(traceback.format_exc())
     finally:
         run.close()
     return run.record
+
+
+def _train(host: Host, run: OpenRun, config: TrainConfig, control: Control, events: Events) -> TrainingResult:
+    with host.borrow() as borrow:
+        checkpoint = borrow.checkpoint
+        run.update(checkpoint=checkpoint.name)
+        place = PausePlace(borrow, run.paused_file)
+        return Trainer(
+            checkpoint, config, Path(run.record.output_dir), events, control, generator=host, pause_place=place
+        ).run()
+
+
+def _delete_paused_file(run: OpenRun, events: Events) -> None:
+    """Delete what the run's pauses have kept: the run has ended as it was told to."""
+    try:
+        run.paused_file.unlink(missing_ok=True)
+    except OSError as error:
+        events.message("warning", f"{run.paused_file} could not be deleted: {error.strerror or error}")
+
+
+def _note_of_failure(run: OpenRun) -> str:
+    """What a failed run leaves to a person."""
+    return f"what was trained up to its last pause is in {run.paused_file}" if run.paused_file.is_file() else ""
 
 
 def _enter_result(run: OpenRun, result: TrainingResult) -> None:

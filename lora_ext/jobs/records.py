@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-RunState = Literal["queued", "running", "finished", "stopped", "failed", "crashed"]
+RunState = Literal["queued", "running", "paused", "finished", "stopped", "failed", "crashed"]
 
-ACTIVE_STATES: tuple[RunState, ...] = ("queued", "running")
+ACTIVE_STATES: tuple[RunState, ...] = ("queued", "running", "paused")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RunRecord:
 
     @property
     def active(self) -> bool:
-        """Whether the run goes on or waits for its turn."""
+        """Whether the run goes on, is paused or waits for its turn."""
         return self.state in ACTIVE_STATES
 
     def as_json(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The runs on disk: one folder a run, readable by any process, honest about runs whose process is gone.
 
-A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `steps.csv`, and `lock`, which the
-process of the run holds for as long as it lives.
+A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `steps.csv`, `samples` with pictures,
+and `lock`, which the process of the run holds for as long as it lives. `paused.safetensors` is there from a run's first
+pause to its end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.locking import ProcessLock, is_locked
 from lora_ext.jobs.records import RunRecord, record_from_json
+from lora_ext.jobs.samples_file import SamplesFolder, SavedSample, read_samples
 from lora_ext.jobs.steps_file import LoggedStep, StepsFile, read_steps
 from lora_ext.protocols import UserError
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _RECORD, _CONFIG, _STEPS, _LOCK = "run.json", "config.toml", "steps.csv", "lock"
+_PAUSED = "paused.safetensors"
+_SAMPLES = "samples"
 _ID = re.compile(r"\d{8}-\d{6}(-[A-Za-z0-9_-]*)?")
 
 
@@ -38,7 +42,13 @@ class OpenRun:
         self.folder = folder
         self.record = record
         self.steps = StepsFile(folder / _STEPS)
+        self.samples = SamplesFolder(folder / _SAMPLES)
         self._lock = lock
+
+    @property
+    def paused_file(self) -> Path:
+        """Where a pause keeps what is trained."""
+        return self.folder / _PAUSED
 
     def update(self, **changes: Any) -> RunRecord:
         """Change fields of the record, here and then on disk; OSError where that cannot be written."""
@@ -120,6 +130,10 @@ class RunRegistry:
         """Every step of a run, as far as they were written."""
         return read_steps(self.folder / self.record(run_id).id / _STEPS)
 
+    def samples(self, run_id: str) -> list[SavedSample]:
+        """The sample pictures of a run, in the order in which they were drawn."""
+        return read_samples(self.folder / self.record(run_id).id / _SAMPLES)
+
     def _scan(self) -> tuple[list[RunRecord], list[str]]:
         records, notes = [], []
         folders = sorted(self.folder.iterdir(), reverse=True) if self.folder.is_dir() else []
@@ -142,7 +156,7 @@ class RunRegistry:
         if not record.active or is_locked(folder / _LOCK):
             return dataclasses.replace(record, files=files)
         again = record_from_json(_read_text(folder / _RECORD))  # it may have ended between the two looks
-        return again if not again.active else _crashed(again, files, read_steps(folder / _STEPS))
+        return again if not again.active else _crashed(again, files, folder)
 
     def _new_folder(self, created: float, name: str) -> Path:
         """A new folder whose name sorts by time: `20261120-142233-name`, with a number where that is taken."""
@@ -160,17 +174,27 @@ class RunRegistry:
                 raise UserError(f"the run cannot be entered in {self.folder}: {error}") from error
 
 
-def _crashed(record: RunRecord, files: tuple[str, ...], steps: list[LoggedStep]) -> RunRecord:
+_MOMENTS = {"running": "while it was training", "paused": "while it was paused", "queued": "before its turn came"}
+
+
+def _crashed(record: RunRecord, files: tuple[str, ...], folder: Path) -> RunRecord:
+    steps = read_steps(folder / _STEPS)
     last = steps[-1] if steps else None
-    when = "while it was training" if record.state == "running" else "before its turn came"
     return dataclasses.replace(
         record,
         state="crashed",
         files=files,
         steps=last.step if last else record.steps,
         loss=last.loss if last else record.loss,
-        error=f"The program ended {when}" + (f"; {len(files)} saved files are whole." if files else "."),
+        note="",
+        error="; ".join([f"The program ended {_MOMENTS[record.state]}", *_what_is_left(files, folder / _PAUSED)]) + ".",
     )
+
+
+def _what_is_left(files: tuple[str, ...], paused: Path) -> list[str]:
+    """What a run whose program has ended leaves to a person."""
+    left = [f"{len(files)} saved files are whole"] if files else []
+    return left + ([f"what was trained up to its last pause is in {paused}"] if paused.is_file() else [])
 
 
 def write_text_atomically(path: Path, text: str) -> None:

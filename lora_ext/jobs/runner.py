@@ -14,6 +14,7 @@ from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun, RunRegistry
 from lora_ext.protocols import Control, Host, UserError
 from lora_ext.training.checks import prepare_run
+from lora_ext.training.samples import check_samplers
 
 
 @dataclass
@@ -50,6 +51,7 @@ class JobRunner:
         Raises UserError or ConfigError where something is wrong; then no run is entered.
         """
         prepared = prepare_run(config, output_folder(config, self.host))
+        check_samplers(config, prepared.sample_prompts, self.host.samplers())
         with self._lock:
             ahead = [job for job in (self._current, *self._waiting) if job is not None]
             checkpoint, note = self.host.checkpoint_info().name, _waiting_note(ahead, config)
@@ -77,7 +79,8 @@ class JobRunner:
         record = self.registry.record(run_id)
         losses = tuple((step.step, step.loss) for step in self.registry.steps(run_id)[-500:])
         progress = record.steps / record.total_steps if record.total_steps else 0.0
-        return RunStatus(record, record.state, progress=progress, losses=losses, queued=tuple(queued))
+        samples = len(self.registry.samples(run_id))
+        return RunStatus(record, record.state, progress=progress, losses=losses, samples=samples, queued=tuple(queued))
 
     def stop(self, run_id: str) -> RunRecord:
         """End the run after its present step and keep what is trained; a run that waits is taken from the queue."""
@@ -91,6 +94,34 @@ class JobRunner:
         """Write a file after the present step and go on."""
         job = self._job(run_id)
         job.control.save_now()
+        return job.run.record
+
+    def pause(self, run_id: str) -> RunRecord:
+        """Give the checkpoint back after the present step, until `resume`; UserError where the run does not go on."""
+        job = self._job(run_id)
+        if job.run.record.state != "running":
+            raise UserError(f"{job.run.record.name} is {job.run.record.state}: only a run that goes on can be paused")
+        job.live.phase("pausing after this step", 0, 0)
+        job.control.pause()
+        return job.run.record
+
+    def resume(self, run_id: str, load_checkpoint: bool = False) -> RunRecord:
+        """Let a paused run go on; with `load_checkpoint` its checkpoint is loaded where another one is.
+
+        The run stays paused, with the reason as its note, where it cannot have its checkpoint.
+        """
+        job = self._job(run_id)
+        if job.run.record.state not in ("running", "paused"):
+            raise UserError(f"{job.run.record.name} is {job.run.record.state}: only a paused run can be resumed")
+        if job.run.record.state == "paused":
+            job.live.phase("waiting for the checkpoint", 0, 0)
+        job.control.resume(load_checkpoint)
+        return job.run.record
+
+    def sample_now(self, run_id: str) -> RunRecord:
+        """Draw the samples after the present step and go on."""
+        job = self._job(run_id)
+        job.control.sample_now()
         return job.run.record
 
     def wait(self, run_id: str, timeout: float | None = None) -> RunRecord:

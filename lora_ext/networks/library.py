@@ -30,18 +30,31 @@ class NetworkLibrary:
     """The network files in some folders and their sub-folders.
 
     Every call looks at the folders anew, so a file that was just written is there; headers are read once a file.
+    Live files are elsewhere, and go by a name for a while (a network in training, while its run is paused).
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
+        self._live: dict[str, Path] = {}
         self._headers: dict[Identity, NetworkHeader | None] = {}
 
+    def set_live(self, name: str, path: Path | None) -> None:
+        """Let a name stand for a live file, before all others; None takes the name away."""
+        if path is None:
+            self._live.pop(name, None)
+        else:
+            self._live[name] = path
+
     def find(self, name: str) -> Path | None:
-        """The file of this stem, or else of this stem in other letter case, or else of this `ss_output_name`.
+        """The live file of this name, or else the file of this stem, of this stem in other letter case, or of this
+        `ss_output_name`.
 
         Earlier folders come first. An `ss_output_name` that several files share stands for none of them. Files that
         cannot be applied (`.pt`, `.ckpt`) are found too, so that reading them can say so.
         """
+        live = self._live.get(name)
+        if live is not None:
+            return live
         files = sorted(self._files(_KNOWN), key=lambda path: _KNOWN.index(path.suffix.lower()))
         for same in (str.__eq__, _equal_but_for_case):
             for path in files:

@@ -42,6 +42,12 @@ class Network(nn.Module):
         for adapter in reversed(list(self.adapters.values())):
             adapter.detach()
 
+    def retarget(self, targets: Sequence[Target]) -> None:
+        """Adapt these modules from now on, by key: those of another instance of the same checkpoint. Not attached."""
+        found = {target.key: target for target in targets}
+        for key, adapter in self.adapters.items():
+            adapter.target = found[key]
+
     @contextmanager
     def attached(self) -> Iterator[Network]:
         """The network in the forward pass, from entering to leaving the block."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.sample_prompts import SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan, scan_dataset
 from lora_ext.dataset.report import DatasetReport, make_report
@@ -15,6 +16,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
 from lora_ext.training.plan import TrainingPlan, make_plan
 from lora_ext.training.precision import check_precision
+from lora_ext.training.samples import read_sample_prompts
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class PreparedRun:
     scan: DatasetScan
     report: DatasetReport
     plan: TrainingPlan
+    sample_prompts: list[SamplePrompt]
 
     @property
     def warnings(self) -> list[str]:
@@ -42,11 +45,12 @@ def prepare_run(
     `token_counter` gives a caption's tokens; without one the report says nothing of captions that are too long.
     """
     rates = learning_rates(config)
+    prompts = read_sample_prompts(config)
     check_output(config, output_dir)
     scan = scan_dataset(config.dataset)
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
-    return PreparedRun(config, output_dir, rates, scan, report, make_plan(config, report, output_dir))
+    return PreparedRun(config, output_dir, rates, scan, report, make_plan(config, report, output_dir), prompts)
 
 
 def check_output(config: TrainConfig, output_dir: Path) -> None:

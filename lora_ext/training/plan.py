@@ -74,6 +74,11 @@ def last_file_name(output_name: str) -> str:
     return f"{output_name}.safetensors"
 
 
+def live_name(output_name: str) -> str:
+    """Name under which prompts use the network in training while its run is paused."""
+    return f"{output_name}-live"
+
+
 def saves_epoch(saving: SavingSettings, epoch: int, total_epochs: int) -> bool:
     """Whether a file is written after this epoch; the last epoch has the run's last file instead."""
     return bool(saving.save_every_n_epochs) and epoch % (saving.save_every_n_epochs or 1) == 0 and epoch < total_epochs

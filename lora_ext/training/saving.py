@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import Precision, write_network
+from lora_ext.networks.sidecar import delete_sidecar
 from lora_ext.protocols import Events, SavedNetwork, UserError
-from lora_ext.training.plan import epoch_file_name, epoch_to_delete, last_file_name, step_file_name
+from lora_ext.training.plan import epoch_file_name, epoch_to_delete, last_file_name, live_name, step_file_name
 
 
 class NetworkSaver:
@@ -64,6 +65,11 @@ class NetworkSaver:
             self._write(rescue, epoch, step, is_last=True)
             self.events.message("error", f"{error}. The network is in {rescue} instead.")
 
+    def write_paused(self, path: Path, epoch: int, step: int) -> None:
+        """Write what is trained so far in full precision, as the file of a pause: it is none of the run's files."""
+        metadata = self._metadata(live_name(self.config.saving.output_name), epoch, step)
+        write_network(path, self._tensors(), metadata, "float")
+
     def _try_to_write(self, file_name: str, epoch: int, step: int) -> None:
         try:
             self._write(file_name, epoch, step)
@@ -71,15 +77,15 @@ class NetworkSaver:
             self.events.message("error", f"{error}. Training goes on.")
 
     def _delete(self, path: Path) -> None:
-        """Delete a file of this run; one that another program holds open stays, with a warning."""
+        """Delete a file of this run and its card; one that another program holds open stays, with a warning."""
         if path not in self.files:
             return
         try:
             path.unlink(missing_ok=True)
-        except OSError as error:
-            self.events.message("warning", f"{path} could not be deleted: {error.strerror or error}")
-        else:
             self.files.remove(path)
+            delete_sidecar(path)
+        except OSError as error:
+            self.events.message("warning", f"{error.filename} could not be deleted: {error.strerror or error}")
 
     def _write(self, file_name: str, epoch: int, step: int, is_last: bool = False) -> None:
         path = self.output_dir / file_name

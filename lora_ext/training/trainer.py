@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,19 +16,19 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch, ImageDataset
 from lora_ext.dataset.encodings import EncodingCache
 from lora_ext.networks.network import Network
-from lora_ext.networks.targets import find_targets
-from lora_ext.protocols import Cancelled, Control, EpochReport, Events, StepReport, UserError
-from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
+from lora_ext.protocols import Cancelled, Control, EpochReport, Events, ImageGenerator, StepReport, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import TextConditioning, token_count
-from lora_ext.training.freezing import frozen
 from lora_ext.training.noise import generator_for
 from lora_ext.training.optimizers import make_optimizer, set_learning_rates
+from lora_ext.training.pausing import PausePlace, Pauses
 from lora_ext.training.plan import TrainingPlan, saves_epoch
-from lora_ext.training.precision import autocasting, computing_in, training_dtype
+from lora_ext.training.precision import autocasting, computing_in
 from lora_ext.training.run_facts import MetadataOfRun
+from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.schedules import lr_factor, warmup_steps
+from lora_ext.training.session import Session
 from lora_ext.training.step import TrainingStep, windows
 
 
@@ -58,9 +57,12 @@ class _Run:
     """A run between its first and its last step."""
 
     plan: TrainingPlan
+    session: Session
     dataset: ImageDataset
+    conditioning: TextConditioning
     step: TrainingStep
     saver: NetworkSaver
+    samples: SampleDrawer
     factor: Callable[[int], float]
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
@@ -72,7 +74,10 @@ class _Run:
 
 
 class Trainer:
-    """Trains a network on a checkpoint that belongs to someone else, and leaves it as it was."""
+    """Trains a network on a checkpoint that belongs to someone else, and leaves it as it was.
+
+    With a `pause_place` it can be paused; without one, requests for that are not looked at.
+    """
 
     def __init__(
         self,
@@ -81,12 +86,17 @@ class Trainer:
         output_dir: Path,
         events: Events | None = None,
         control: Control | None = None,
+        generator: ImageGenerator | None = None,
+        pause_place: PausePlace | None = None,
     ) -> None:
+        """`generator` renders samples with the checkpoint as it is; without one there are none."""
         self.checkpoint = checkpoint
         self.config = config
         self.output_dir = output_dir
         self.events = events or Events()
         self.control = control or Control()
+        self.pause_place = pause_place
+        self.generator = generator
 
     def run(self) -> TrainingResult:
         """Train, and write the network's files.
@@ -114,25 +124,23 @@ class Trainer:
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption))
         self._announce(prepared)
         metadata = MetadataOfRun(checkpoint, prepared)
-        dtype = training_dtype(config, checkpoint)
-        with ExitStack() as undo:
-            undo.enter_context(frozen(checkpoint))
-            undo.enter_context(computing_in([checkpoint.unet, encoder.module], dtype))
-            network = self._network(prepared)
+        with Session(checkpoint, config, prepared.rates) as session:
+            network = Network(session.targets(), generator_for(config.learning.seed, "network"))
             dataset = self._cached_dataset(prepared)
-            encode = self._text_encoding(dataset, trained="text_encoder" in prepared.rates)
-            undo.enter_context(network.attached())
-            if config.memory.gradient_checkpointing:
-                blocks = checkpointed_blocks(checkpoint, with_text_encoders="text_encoder" in prepared.rates)
-                undo.enter_context(gradient_checkpointing(blocks))
+            conditioning = self._conditioning(dataset)
+            encode = self._text_encoding(conditioning, dataset, trained="text_encoder" in prepared.rates)
+            session.attach(network)
             optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
             steps = prepared.plan.total_steps
             warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
             run = _Run(
                 plan=prepared.plan,
+                session=session,
                 dataset=dataset,
+                conditioning=conditioning,
                 step=TrainingStep(checkpoint, config, optimizer, encode),
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
+                samples=self._samples(prepared, dataset, network),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
             )
             self._train(run)
@@ -148,11 +156,6 @@ class Trainer:
             if part not in prepared.rates and (rate == 0 or (rate is None and learning.learning_rate == 0)):
                 self.events.message("warning", f"The {part.replace('_', ' ')} is not trained: its learning rate is 0.")
 
-    def _network(self, prepared: PreparedRun) -> Network:
-        """Fresh adapters for the parts that have a learning rate."""
-        targets = [t for t in find_targets(self.checkpoint, self.config.network) if t.group in prepared.rates]
-        return Network(targets, generator_for(self.config.learning.seed, "network"))
-
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
         """The dataset with its latents, encoded in fp32: half-precision VAEs give NaN."""
         dataset = ImageDataset(prepared.scan, self.config)
@@ -162,38 +165,72 @@ class Trainer:
         self.control.raise_if_stopping()
         return dataset
 
-    def _text_encoding(self, dataset: ImageDataset, trained: bool) -> Callable[[list[str]], Tensor]:
-        """What gives the text states of captions: the encoder itself while it is trained, otherwise a cache."""
+    def _conditioning(self, dataset: ImageDataset) -> TextConditioning:
+        """What encodes captions, with room for the longest of the dataset."""
         settings = self.config.captions
         conditioning = TextConditioning(self.checkpoint.text_encoders[0], settings.clip_skip, settings.max_token_length)
         conditioning.fit(dataset.captions)
+        return conditioning
+
+    def _text_encoding(
+        self, conditioning: TextConditioning, dataset: ImageDataset, trained: bool
+    ) -> Callable[[list[str]], Tensor]:
+        """What gives the text states of captions: the encoder itself while it is trained, otherwise a cache."""
         if trained:
             return conditioning.encode
         cache = EncodingCache(conditioning.encode)
-        if not settings.shuffle_caption:
+        if not self.config.captions.shuffle_caption:
             with autocasting(self.config, self.checkpoint):
                 cache.prepare(dataset.captions, self.events, self.control)
         return cache
 
+    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
+        return SampleDrawer(
+            self.config, prepared.sample_prompts, dataset.captions[0], network, self.generator, self.events,
+            self.control,
+        )  # fmt: skip
+
     def _train(self, run: _Run) -> None:
         """The loop over epochs and steps, and the last file."""
-        plan, saver, config = run.plan, run.saver, self.config
+        plan, saver, samples, config = run.plan, run.saver, run.samples, self.config
         self.events.run_started(plan.total_steps, plan.total_epochs)
+        samples.before_first_step()
+        self.control.raise_if_stopping()
         for epoch in range(1, plan.total_epochs + 1):
             run.epoch, run.epoch_losses = epoch, []
             for batches in windows(run.dataset.batches(epoch), config.learning.gradient_accumulation_steps):
                 self._take_step(run, batches)
+                if run.steps < plan.total_steps:
+                    self._pause_where_asked(run)
                 if self.control.stopping or run.steps == plan.total_steps:
                     break
                 if self.control.take_save_request():
                     saver.save_step(epoch, run.steps)
+                samples.after_step(epoch, run.steps)
+                if self.control.stopping:
+                    break
             if self.control.stopping:
                 break
             self.events.epoch(EpochReport(epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
             if saves_epoch(config.saving, epoch, plan.total_epochs):
                 saver.save_epoch(epoch, run.steps)
+            if run.steps < plan.total_steps:
+                samples.after_epoch(epoch, run.steps)
+            if self.control.stopping:
+                break
         if not self.control.cancelled:
             saver.save_last(run.epoch, run.steps)
+        if run.steps == plan.total_steps:
+            samples.after_last_step(run.epoch, run.steps)
+
+    def _pause_where_asked(self, run: _Run) -> None:
+        """Hand the checkpoint back until the run goes on, perhaps with another instance of it, or is to end."""
+        if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
+            return
+        Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
+        checkpoint = run.session.checkpoint
+        run.step.checkpoint = checkpoint
+        run.conditioning.encoder = checkpoint.text_encoders[0]
 
     def _take_step(self, run: _Run, batches: Sequence[Batch]) -> None:
         """One optimizer update, and its report."""

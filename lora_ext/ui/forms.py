@@ -59,6 +59,9 @@ def make_field(declared: Setting, defaults: Mapping[str, Any], **layout: Any) ->
         return gr.Dropdown(choices=[str(choice) for choice in declared.choices], **common)
     if declared.type is bool:
         return gr.Checkbox(**common)
+    if declared.lines > 1:
+        common["elem_classes"] = ["lw-field", "lw-wide"]
+        return gr.Textbox(lines=declared.lines, max_lines=4 * declared.lines, **common)
     return gr.Textbox(max_lines=1, placeholder="none" if declared.optional else "", **common)
 
 

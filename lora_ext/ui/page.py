@@ -7,11 +7,14 @@ import re
 _FOREIGN = re.compile(
     r"<link\b[^>]*\bhref=\"https?://[^>]*>|<script\b[^>]*\bsrc=\"https?://[^>]*>\s*</script>", re.IGNORECASE
 )
+SCRIPTS = ("lora_workshop.js", "lora_workshop_samples.js", "lora_workshop_try.js")
+"""Our scripts, the one that the others extend first; the WebUI takes them in the order of their names."""
+
 _OWN = (
     '<link rel="icon" href="data:,">'
     '<link rel="stylesheet" href="lora-workshop/style.css">'
     "<style>footer { display: none !important; }</style>"
-    '<script defer src="lora-workshop/lora_workshop.js"></script>'
+    + "".join(f'<script defer src="lora-workshop/{name}"></script>' for name in SCRIPTS)
 )
 
 

@@ -12,7 +12,9 @@ def step_heading(number: int, title: str) -> str:
 
 CONTROLS = """
 <div class="lw-controls">
+  <button type="button" class="lw-button" id="lw-pause" data-lw-action="pause" disabled>Pause</button>
   <button type="button" class="lw-button" id="lw-save" data-lw-action="save" disabled>Save now</button>
+  <button type="button" class="lw-button" id="lw-sample" data-lw-action="sample" disabled>Sample now</button>
   <button type="button" class="lw-button" id="lw-stop" data-lw-action="stop" disabled>Stop and keep</button>
   <button type="button" class="lw-button" id="lw-cancel" data-lw-action="cancel" disabled>Cancel</button>
   <span id="lw-control-error" class="lw-control-error" role="alert"></span>
@@ -27,15 +29,29 @@ LIVE_PANEL = """
   </div>
   <p id="lw-run-facts" class="lw-run-facts"></p>
   <p id="lw-run-note" class="lw-run-note"></p>
+  <div id="lw-paused" class="lw-paused" hidden></div>
   <ul id="lw-queue" class="lw-queue"></ul>
   <div class="lw-columns">
     <div><h4>Loss</h4><div id="lw-chart" class="lw-chart-box">
       <p class="lw-hint">The loss of each step appears here.</p></div></div>
     <div><h4>Saved epochs</h4><ul id="lw-saved" class="lw-saved"></ul></div>
   </div>
+  <div id="lw-samples" class="lw-samples"></div>
   <ul id="lw-messages" class="lw-messages"></ul>
 </section>
 """
+
+
+def try_panel(program: str) -> str:
+    """Buttons that carry a run's network to where pictures are made in `program` (webui, standalone)."""
+    return f"""
+<section id="lw-try" class="lw-try" data-program="{escape(program)}">
+  <p id="lw-try-hint" class="lw-hint">As soon as a file is saved, it can be tried from here.</p>
+  <div id="lw-try-buttons" class="lw-controls" hidden></div>
+  <p id="lw-try-note" class="lw-control-error" role="alert"></p>
+</section>
+"""
+
 
 RUNS_PANEL = """
 <section class="lw-runs-page">

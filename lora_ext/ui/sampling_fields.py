@@ -67,12 +67,12 @@ def sampling_fields(host: Host, page: str, start: GenerateRequest, several: bool
 
 
 def refuse_while_training(runner: JobRunner, what: str) -> None:
-    """Raise UserError where a run has the checkpoint."""
+    """Raise UserError where a run has the checkpoint; a paused one has given it back."""
     status = runner.status()
-    if status.active and status.record is not None:
+    if status.active and status.record is not None and status.record.state != "paused":
         left = f" (about {max(1, round(status.eta_seconds / 60))} min left)" if status.eta_seconds is not None else ""
         raise UserError(
-            f"{status.record.name} is in training on this checkpoint{left}: {what} when it has ended, or stop it first"
+            f"{status.record.name} is in training on this checkpoint{left}: {what} when it has ended, or pause it"
         )
 
 

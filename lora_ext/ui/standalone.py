@@ -25,7 +25,7 @@ from lora_ext.jobs.runner import JobRunner
 from lora_ext.protocols import GenerateRequest, UserError
 from lora_ext.ui.generate_panel import build_generate_panel
 from lora_ext.ui.grid_panel import GridPanel
-from lora_ext.ui.page import localised
+from lora_ext.ui.page import SCRIPTS, localised
 from lora_ext.ui.tab import Panel, make_tab
 from lora_ext.web.planning import PlanningDesk
 from lora_ext.web.requests import OwnPageOnly, local_requests_only
@@ -90,7 +90,7 @@ def make_app(host: StandaloneHost, runner: JobRunner) -> FastAPI:
 
     @app.get("/lora-workshop/{name}")
     def asset(name: str) -> Response:
-        files = {"style.css": ROOT / "style.css", "lora_workshop.js": ROOT / "javascript" / "lora_workshop.js"}
+        files = {"style.css": ROOT / "style.css", **{name: ROOT / "javascript" / name for name in SCRIPTS}}
         if name not in files:
             raise HTTPException(status_code=404)
         return FileResponse(files[name], headers={"Cache-Control": "no-cache"})
@@ -108,7 +108,7 @@ def make_page(host: StandaloneHost, runner: JobRunner) -> gr.Blocks:
         Panel("Generate", lambda _: build_generate_panel(host, runner, start)),
         Panel("Grid", lambda tab: grid.build(tab, start)),
     )
-    tab = make_tab(host, runner, panels, defaults=defaults)
+    tab = make_tab(host, runner, panels, defaults=defaults, program="standalone")
     with gr.Blocks(theme=_theme(), title="LoRA Workshop", analytics_enabled=False) as page:
         gr.HTML('<h1 class="lw-title">LoRA Workshop</h1>', elem_id="lw-title")
         tab.render()

@@ -24,6 +24,9 @@ ROUTES = "lora-workshop/api"
 THUMBNAIL = 160
 """Longest side of a thumbnail, in pixels."""
 
+SAMPLE_THUMBNAIL = 256
+"""Longest side of a sample in the row of samples, in pixels."""
+
 _SECRET = secrets.token_bytes(32)
 
 

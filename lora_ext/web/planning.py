@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
+from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import DatasetSettings, TrainConfig
 from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, scan_dataset
@@ -61,6 +62,7 @@ class PlanningDesk:
         for name, text in (
             ("train_data_dir", config.dataset.train_data_dir),
             ("output_dir", config.saving.output_dir),
+            ("sample_prompts", str(prompts_file(config.samples.sample_prompts) or "")),
         ):
             path = Path(text.strip()).expanduser().resolve()
             if text.strip() and not any(path.is_relative_to(root.resolve()) for root in self.allowed_roots):

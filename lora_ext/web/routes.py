@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from lora_ext.config.toml_files import read_config
 from lora_ext.config.train_config import flat_values, make_config
 from lora_ext.jobs.runner import JobRunner
+from lora_ext.jobs.samples_file import SavedSample
 from lora_ext.protocols import Host, UserError
 from lora_ext.web.chart import loss_chart
 from lora_ext.web.checkpoint_line import checkpoint_line
-from lora_ext.web.pictures import ROUTES, check_signature, media_type, thumbnail
+from lora_ext.web.pictures import ROUTES, SAMPLE_THUMBNAIL, check_signature, media_type, picture_url, thumbnail
 from lora_ext.web.planning import PlanningDesk, plan_as_json
 from lora_ext.web.requests import UserErrorRoute, refuse_other_sites
 
@@ -39,6 +40,12 @@ class RunBody(BaseModel):
     """Which run is meant."""
 
     id: str
+
+
+class ResumeBody(RunBody):
+    """Which run is to go on; `load_checkpoint` loads its checkpoint first where another one is loaded."""
+
+    load_checkpoint: bool = False
 
 
 def make_router(
@@ -104,6 +111,12 @@ def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
         settings = flat_values(read_config(runner.registry.config_path(run_id)))
         return {"run": record.as_json(), "settings": settings, "losses": losses}
 
+    @router.get("/run/{run_id}/samples")
+    def samples(run_id: str, response: Response) -> dict[str, Any]:
+        """The sample pictures of a run, with their addresses."""
+        response.headers.update(_NEVER_STORE)
+        return {"samples": [sample_as_json(sample) for sample in runner.registry.samples(run_id)]}
+
     @router.get("/run/{run_id}/chart")
     def chart(run_id: str) -> Response:
         """The loss of each step as SVG, to be put into a page."""
@@ -123,10 +136,32 @@ def _add_control(router: APIRouter, runner: JobRunner) -> None:
         """End the run after its present step and write nothing more."""
         return runner.cancel(body.id).as_json()
 
+    @router.post("/pause")
+    def pause(body: RunBody) -> dict[str, Any]:
+        """Give the checkpoint back after the present step; prompts may use what is trained so far meanwhile."""
+        return runner.pause(body.id).as_json()
+
+    @router.post("/resume")
+    def resume(body: ResumeBody) -> dict[str, Any]:
+        """Let a paused run go on."""
+        return runner.resume(body.id, body.load_checkpoint).as_json()
+
     @router.post("/save")
     def save(body: RunBody) -> dict[str, Any]:
         """Write a file after the present step and go on."""
         return runner.save_now(body.id).as_json()
+
+    @router.post("/sample")
+    def sample(body: RunBody) -> dict[str, Any]:
+        """Draw the samples after the present step and go on."""
+        return runner.sample_now(body.id).as_json()
+
+
+def sample_as_json(sample: SavedSample) -> dict[str, Any]:
+    """A sample as JSON values: what is known of it, its file's name, and the addresses of picture and thumbnail."""
+    path = sample.path
+    addresses = {"url": picture_url(path), "thumbnail": picture_url(path, SAMPLE_THUMBNAIL)}
+    return {**asdict(sample), "path": str(path), **addresses}
 
 
 def _add_pictures(router: APIRouter) -> None:

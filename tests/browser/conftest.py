@@ -54,7 +54,7 @@ class App:
     def wait_until_over(self, run_id: str) -> dict[str, Any]:
         for _ in range(PATIENCE // 200):
             record: dict[str, Any] = self.ask(f"/run/{run_id}")["run"]
-            if record["state"] not in ("queued", "running"):
+            if record["state"] not in ("queued", "running", "paused"):
                 return record
             time.sleep(0.2)
         raise AssertionError(f"run {run_id} did not end")

@@ -95,6 +95,32 @@ def test_a_run_by_clicking(page: Page, app: Any) -> None:
     page.screenshot(path=SCREENSHOTS / "4-stopped.png", full_page=True)
 
 
+def test_pause_and_resume(page: Page, app: Any) -> None:
+    run = app.ask("/start", {"settings": app.settings("pausing", 500)})["id"]
+    facts = page.locator("#lw-run-facts")
+    wait_for_text(facts, r"step \d+ / 4,000")
+    page.locator("#lw-pause").click()
+    wait_for_text(page.locator("#lw-run-state"), "paused")
+    wait_for_text(page.locator("#lw-run-note"), r"paused after \d+ steps; the checkpoint is free until Resume")
+    assert page.locator("#lw-paused code").inner_text() == "<lora:pausing-live:1>"
+    page.screenshot(path=SCREENSHOTS / "10-paused.png", full_page=True)
+    steps = steps_of(facts.inner_text())
+    open_tab(page, "Generate")
+    page.locator("#lw-generate-prompt textarea").fill("a zib <lora:pausing-live:1>")
+    page.locator("#lw-generate-steps input[type=number]").fill("2")
+    page.locator("#lw-generate").click()
+    page.wait_for_selector("#lw-generate-result .lw-gallery img")
+    assert 'Lora hashes: "pausing-live: ' in page.locator("#lw-generate-result .lw-infotext").inner_text()
+    open_tab(page, "Train")
+    assert steps_of(facts.inner_text()) == steps
+    page.locator("#lw-pause", has_text="Resume").click()
+    wait_for_text(page.locator("#lw-run-state"), "training")
+    page.locator("#lw-paused").wait_for(state="hidden")
+    assert steps_of(wait_for_text(facts, r"step \d+ / 4,000")) >= steps
+    app.ask("/cancel", {"id": run})
+    assert app.wait_until_over(run)["state"] == "stopped"
+
+
 def queue_a_second_run(page: Page) -> None:
     fill(page, "output_name", "second")
     page.locator("#lw-start").click()

@@ -75,9 +75,9 @@ def test_a_refused_value_is_not_held_against_others() -> None:
             {"network_train_unet_only": True, "network_train_text_encoder_only": "yes"},
             "network_train_unet_only and network_train_text_encoder_only are both on",
         ),
-        ({"output_name": "a/b"}, "output_name = 'a/b': a name for files and tags cannot hold any of"),
-        ({"output_name": "a:1"}, "output_name = 'a:1': a name for files and tags cannot hold any of"),
-        ({"output_name": ".."}, "output_name = '..': a name for files and tags cannot hold any of"),
+        ({"output_name": "a/b"}, "output_name = 'a/b': names of files and tags cannot hold any of"),
+        ({"output_name": "a:1"}, "output_name = 'a:1': names of files and tags cannot hold any of"),
+        ({"output_name": ".."}, "output_name = '..': names of files and tags cannot hold any of"),
     ],
 )
 def test_contradictions(values: dict[str, object], problem: str) -> None:

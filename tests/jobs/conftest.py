@@ -27,6 +27,7 @@ class LendingHost:
     """Lends a checkpoint to one borrower at a time; `gate` holds a borrower up until it is set."""
 
     name = "test host"
+    shows_cards = False
 
     def __init__(self, checkpoint: Checkpoint, home: Path) -> None:
         self.checkpoint = checkpoint

@@ -121,3 +121,16 @@ def test_epochs_that_an_earlier_run_left_are_left_out(tmp_path: Path) -> None:
     assert library.epochs_of("cat") == [(1, first), (2, last)]
     foreign = write(tmp_path / "cat-000009.safetensors")
     assert library.epochs_of("cat") == [(1, first), (9, foreign), (2, last)]
+
+
+def test_a_live_file_goes_by_its_name_for_a_while(tmp_path: Path) -> None:
+    live = write(tmp_path / "run" / "paused.safetensors")
+    ordinary = write(tmp_path / "networks" / "cat-live.safetensors")
+    library = NetworkLibrary([tmp_path / "networks"])
+    library.set_live("cat-live", live)
+    assert library.find("cat-live") == live
+    assert library.names() == ["cat-live"]
+    library.set_live("cat-live", None)
+    library.set_live("never-there", None)
+    assert library.find("cat-live") == ordinary
+    assert library.find("paused") is None

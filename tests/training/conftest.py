@@ -36,6 +36,12 @@ def state_of(checkpoint: Checkpoint) -> list[Any]:
     return state
 
 
+@pytest.fixture(name="state_of")
+def give_state_of() -> Callable[[Checkpoint], list[Any]]:
+    """`state_of` for tests."""
+    return state_of
+
+
 @pytest.fixture
 def checkpoint(loaded_checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     """The tiny checkpoint, with flags as a host may have them; what a test has not put back fails it."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.config.train_config import make_config
+from lora_ext.networks.sidecar import write_sidecar
 from lora_ext.protocols import Events, MessageLevel, UserError
 from lora_ext.training import saving
 from lora_ext.training.saving import NetworkSaver
@@ -69,3 +70,15 @@ def test_only_files_of_this_run_are_deleted(tmp_path: Path) -> None:
     saver.save_epoch(2, 20)
     saver.save_epoch(3, 30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-000001.safetensors", "cat-000003.safetensors"]
+
+
+def test_a_deleted_epoch_takes_its_card_along(tmp_path: Path) -> None:
+    saver = make_saver(tmp_path, Messages())
+    for epoch in (1, 2):
+        saver.save_epoch(epoch, 10 * epoch)
+        write_sidecar(saver.files[-1], {"ss_epoch": str(epoch)}, b"picture")
+    (tmp_path / "cat-000002.json").write_text('{"notes": "mine"}', encoding="utf-8")
+    saver.save_epoch(3, 30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cat-000002.json", "cat-000002.png", "cat-000003.safetensors",
+    ]  # fmt: skip

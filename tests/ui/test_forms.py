@@ -31,6 +31,11 @@ def test_a_field_says_what_its_declaration_says(form: SettingsForm) -> None:
     assert form.fields["lr_scheduler"].choices == list(all_settings()["lr_scheduler"].choices or ())
 
 
+def test_a_text_of_several_lines_has_a_field_of_several(form: SettingsForm) -> None:
+    assert (form.fields["sample_prompts"].lines, form.fields["output_name"].lines) == (4, 1)
+    assert form.fields["sample_prompts"].max_lines > 4 and form.fields["output_name"].max_lines == 1
+
+
 def test_defaults_in_the_fields_are_the_default_configuration(form: SettingsForm) -> None:
     assert form.config([field.value for field in form.inputs]) == TrainConfig()
 
@@ -40,7 +45,7 @@ def test_a_configuration_comes_back_out_of_its_fields(form: SettingsForm) -> Non
         "unet_lr": 3e-4, "learning_rate": 0.00012345, "max_train_epochs": None, "shuffle_caption": True,
         "training_comment": "<b>ä", "min_snr_gamma": None, "max_token_length": 75, "network_alpha": 0.5,
     }  # fmt: skip
-    config = make_config(changed)
+    config = make_config({**changed, "sample_prompts": "a cat --s 5\na dog"})
     shown = [update["value"] for update in form.updates(config)]
     assert form.config(shown) == config
 

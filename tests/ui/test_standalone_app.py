@@ -17,6 +17,7 @@ from lora_ext.ui.generate_panel import gallery_html
 from lora_ext.ui.sampling_fields import SamplingFields
 from lora_ext.ui.standalone import listen, make_app
 
+ROOT = Path(__file__).resolve().parents[2]
 HOME = "http://127.0.0.1:7861"
 
 
@@ -29,9 +30,15 @@ def test_page_and_routes(client: TestClient) -> None:
     page = client.get("/").text
     addresses = set(re.findall(r'(?:src|href)="([^"]+)"', page))
     assert not [address for address in addresses if address.startswith(("http:", "https:", "//"))]
-    assert {"lora-workshop/style.css", "lora-workshop/lora_workshop.js"} <= addresses
-    for own in ("/lora-workshop/style.css", "/lora-workshop/lora_workshop.js"):
-        assert client.get(own).status_code == 200
+    scripts = sorted(path.name for path in (ROOT / "javascript").glob("*.js"))
+    assert scripts == ["lora_workshop.js", "lora_workshop_samples.js", "lora_workshop_try.js"]
+    own = [f"lora-workshop/{name}" for name in ("style.css", *scripts)]
+    assert [address for address in re.findall(r'(?:src|href)="(lora-workshop/[^"]+)"', page)] == own
+    assert set(own) <= addresses
+    for address in own:
+        assert client.get(f"/{address}").status_code == 200
+    config = client.get("/config").text
+    assert 'data-program=\\"standalone\\"' in config
     assert client.get("/lora-workshop/..%2Frun.py").status_code == 404
     assert client.get("/lora-workshop/api/status").json()["checkpoint"]["line"].startswith("tiny-sd1 · SD1 · ε-pred")
     assert client.get("/lora-workshop/api/status", headers={"host": "evil.example:7861"}).status_code == 403

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from lora_ext.config.train_config import make_config
-from lora_ext.protocols import UserError
+from lora_ext.protocols import GenerateRequest, UserError
 from lora_ext.web.pictures import picture_url
 from lora_ext.web.planning import PlanningDesk
 
 API = "/lora-workshop/api"
 ROUTES = [
     ("POST", "/start"), ("POST", "/plan"), ("POST", "/stop"), ("POST", "/cancel"), ("POST", "/save"),
+    ("POST", "/pause"), ("POST", "/resume"),
+    ("POST", "/sample"), ("GET", "/run/x/samples"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
     ("GET", "/picture"),
 ]  # fmt: skip
@@ -32,7 +35,7 @@ OTHER_SITES = [
 def wait_until_over(client: TestClient, run_id: str) -> dict:
     for _ in range(600):
         record = client.get(f"{API}/run/{run_id}").json()["run"]
-        if record["state"] not in ("queued", "running"):
+        if record["state"] not in ("queued", "running", "paused"):
             return record
         time.sleep(0.05)
     raise AssertionError("the run did not end")
@@ -71,6 +74,36 @@ def test_control(served) -> None:
         time.sleep(0.05)
     assert served.client.post(f"{API}/cancel", json={"id": first["id"]}).status_code == 200
     assert wait_until_over(served.client, first["id"])["state"] == "stopped"
+
+
+def test_pause_and_resume(served) -> None:
+    settings = {**served.settings, "max_train_epochs": 4000, "save_every_n_epochs": None}
+    run = served.client.post(f"{API}/start", json={"settings": settings}).json()["id"]
+
+    def status_when(condition: Callable[[dict], bool]) -> dict:
+        for _ in range(600):
+            status: dict = served.client.get(f"{API}/status").json()
+            if condition(status):
+                return status
+            time.sleep(0.05)
+        raise AssertionError(f"it did not come so far: {status['record']}")
+
+    status_when(lambda status: status["record"]["steps"] >= 1)
+    assert served.client.post(f"{API}/pause", json={"id": run}).status_code == 200
+    status = status_when(lambda status: status["record"]["state"] == "paused")
+    assert (status["active"], status["live_network"], status["eta_seconds"]) == (True, "zib-live", None)
+    again = served.client.post(f"{API}/pause", json={"id": run})
+    assert (again.status_code, again.json()["error"]) == (
+        400, "zib is paused: only a run that goes on can be paused",
+    )  # fmt: skip
+    served.host.generate(GenerateRequest("a zib <lora:zib-live:1>", width=32, height=32, steps=1))
+    assert served.client.post(f"{API}/resume", json={"id": run, "load_checkpoint": True}).status_code == 200
+    steps = status["record"]["steps"]
+    status = status_when(lambda status: status["record"]["steps"] > steps)
+    assert (status["record"]["state"], status["live_network"]) == ("running", "")
+    served.client.post(f"{API}/cancel", json={"id": run})
+    assert wait_until_over(served.client, run)["state"] == "stopped"
+    assert served.client.post(f"{API}/resume", json={"id": run}).status_code == 400
 
 
 def test_what_is_wrong_is_said(served) -> None:
@@ -150,3 +183,34 @@ def test_a_closed_desk_reads_and_writes_in_its_folders_only(tiny_host, drawn_dat
     outside = make_config({"output_dir": str(tmp_path / "out")}, inside)
     with pytest.raises(UserError, match="output_dir = "):
         PlanningDesk(tiny_host, [drawn_dataset]).plan(outside)
+
+
+def test_samples_with_addresses_that_are_served(served) -> None:
+    settings = {**served.settings, "sample_every_n_epochs": 1, "sample_prompts": "a zib --s 1 --w 64 --h 64"}
+    run = served.client.post(f"{API}/start", json={"settings": settings}).json()["id"]
+    assert wait_until_over(served.client, run)["state"] == "finished"
+    assert served.client.get(f"{API}/status").json()["samples"] == 2
+    samples = served.client.get(f"{API}/run/{run}/samples").json()["samples"]
+    assert [(each["epoch"], each["prompt"]) for each in samples] == [(1, "a zib"), (2, "a zib")]
+    for address in (samples[0]["url"], samples[0]["thumbnail"]):
+        assert served.client.get("/" + address).headers["content-type"] == "image/png"
+    assert served.stranger.get("/" + samples[0]["url"]).status_code == 401
+
+
+def test_samples_are_drawn_on_request(served) -> None:
+    run = served.client.post(f"{API}/start", json={"settings": {**served.settings, "max_train_epochs": 500}}).json()
+    assert served.client.post(f"{API}/sample", json={"id": run["id"]}).status_code == 200
+    for _ in range(600):
+        if served.client.get(f"{API}/status").json()["samples"]:
+            break
+        time.sleep(0.05)
+    served.client.post(f"{API}/cancel", json={"id": run["id"]})
+    assert wait_until_over(served.client, run["id"])["state"] == "stopped"
+    assert len(served.client.get(f"{API}/run/{run['id']}/samples").json()["samples"]) == 1
+
+
+def test_a_file_of_prompts_elsewhere_is_refused(tiny_host, tmp_path: Path, drawn_dataset: Path) -> None:
+    desk = PlanningDesk(tiny_host, [drawn_dataset])
+    config = make_config({"train_data_dir": str(drawn_dataset), "sample_prompts": str(tmp_path / "secret.txt")})
+    with pytest.raises(UserError, match="sample_prompts = .*secret.txt: this folder is not open to the page"):
+        desk.check_paths(config)

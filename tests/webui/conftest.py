@@ -214,3 +214,24 @@ def networks(webui: WebUI) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def other_checkpoint(webui: WebUI) -> Iterator[str]:
+    """The title of a second checkpoint with a YAML of its own, so that the WebUI makes a new model for each."""
+    from runs import OTHER
+    from safetensors.numpy import load_file, save_file
+
+    title = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    known = {each["title"]: each["filename"] for each in webui.call("/sdapi/v1/sd-models")}
+    own = Path(known[title])
+    files = [own.with_name(f"{OTHER}{suffix}") for suffix in (".safetensors", ".yaml")]
+    weights = {name: value * np.float32(0.97).astype(value.dtype) for name, value in load_file(own).items()}
+    save_file(weights, files[0])
+    shutil.copyfile(own.with_suffix(".yaml"), files[1])
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+    yield next(each["title"] for each in webui.call("/sdapi/v1/sd-models") if each["model_name"] == OTHER)
+    webui.set_options(sd_model_checkpoint=title)
+    for file in files:
+        file.unlink()
+    webui.call("/sdapi/v1/refresh-checkpoints", {})

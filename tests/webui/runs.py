@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from PIL import Image, ImageDraw
 
 API = "/lora-workshop/api"
+OTHER = "lw-test-other"  # name of the second checkpoint
 SMALL: dict[str, Any] = {
     "resolution": "64", "min_bucket_reso": 32, "bucket_reso_steps": 8, "train_batch_size": 1, "network_dim": 4,
     "network_alpha": 4, "learning_rate": 1e-3, "max_train_epochs": 2, "seed": 3, "mixed_precision": "no",
@@ -17,6 +18,8 @@ SMALL: dict[str, Any] = {
 
 class Caller(Protocol):
     """What of the WebUI under test is used here."""
+
+    folder: Path
 
     def call(self, route: str, data: Any = None) -> Any:
         """GET, or POST where there is data."""

@@ -7,7 +7,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from lora_ext.apply.tags import ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
+from lora_ext.host.loan import Loan, WantedCheckpoint
 from lora_ext.host.standalone.infotext import PNG_KEY, Infotext, format_infotext
 from lora_ext.host.standalone.loader import choose_device, choose_dtype, load_checkpoint
 from lora_ext.host.standalone.sampling import SAMPLERS, Sampler, find_sampler, sample, to_pictures
@@ -42,13 +43,6 @@ MAX_STEPS = 500
 MAX_SIDE = 4096
 BORROWER = "training"
 GIGABYTE = 2**30
-
-
-@dataclass(frozen=True)
-class StandaloneBorrow:
-    """The checkpoint while a `StandaloneHost.borrow()` block lasts."""
-
-    checkpoint: Checkpoint
 
 
 @contextlib.contextmanager
@@ -92,6 +86,7 @@ class StandaloneHost:
     """A `Host` with a checkpoint of its own; safe to call from several threads, one works at a time."""
 
     name = "standalone"
+    shows_cards = False
 
     def __init__(self, checkpoint_path: Path, home: Path, device: str = "auto", dtype: str = "auto") -> None:
         """Load the checkpoint; networks, runs and pictures live under `home`. Bad input raises `UserError`.
@@ -105,15 +100,21 @@ class StandaloneHost:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another home folder.") from error
-        chosen = choose_device(device)
-        self.loaded = load_checkpoint(
-            Path(checkpoint_path), chosen, choose_dtype(chosen, dtype), self.home / "cache" / "sha256.json"
-        )
-        self._ledger = PatchLedger()
+        self._device = choose_device(device)
+        self._dtype = choose_dtype(self._device, dtype)
         self.library = NetworkLibrary(list(self._folders.networks))
-        self._networks = ActiveNetworks(self.loaded.checkpoint, self._ledger, self.library)
+        self._ledger = PatchLedger()
         self._lock = threading.RLock()
         self._borrowed = False
+        self.load_checkpoint(Path(checkpoint_path))
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Load a checkpoint in place of the present one; waits for pictures in the making and while it is borrowed."""
+        with self._lock:
+            hashes = self.home / "cache" / "sha256.json"
+            self.loaded = load_checkpoint(path, self._device, self._dtype, hashes)
+            self._ledger = PatchLedger()
+            self._networks = ActiveNetworks(self.loaded.checkpoint, self._ledger, self.library)
 
     def checkpoint_info(self) -> CheckpointInfo:
         """The checkpoint with its device and dtype, and the GPU's memory where it is on one."""
@@ -147,22 +148,37 @@ class StandaloneHost:
         self._folders = replace(self._folders, networks=(*self._folders.networks, folder))
         self.library.folders = self._folders.networks
 
+    def set_live_network(self, name: str, path: Path | None) -> None:
+        """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
+        with self._lock:
+            self.library.set_live(name, path)
+
     def borrow(self) -> AbstractContextManager[Borrow]:
         """The checkpoint without any network in it, for one thread alone; waits for pictures in the making."""
-        return self._borrow()
+        return Loan(self._lend)
 
     @contextlib.contextmanager
-    def _borrow(self) -> Iterator[StandaloneBorrow]:
+    def _lend(self, wanted: WantedCheckpoint | None) -> Iterator[Checkpoint]:
         with self._lock:
+            if wanted is not None:
+                self._bring_back(wanted)
             checkpoint = self.loaded.checkpoint
             with self._ledger.exclusive(BORROWER), _states_kept(checkpoint):
                 self._borrowed = True
                 try:
-                    yield StandaloneBorrow(checkpoint)
+                    yield checkpoint
                 finally:
                     self._borrowed = False
             if checkpoint.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _bring_back(self, wanted: WantedCheckpoint) -> None:
+        """See to it that the checkpoint of a paused training is the one that is loaded."""
+        loaded = self.loaded.checkpoint
+        if wanted.load and wanted.path is not None and not wanted.is_that(loaded.path, loaded.sha256):
+            self.load_checkpoint(wanted.path)
+            loaded = self.loaded.checkpoint
+        wanted.check(loaded.name, loaded.path, loaded.sha256)
 
     def generate(self, request: GenerateRequest, progress: Progress | None = None) -> list[GeneratedImage]:
         """Render pictures with the networks that the prompt names; waits while the checkpoint is borrowed.

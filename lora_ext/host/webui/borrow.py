@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from modules import call_queue, devices, lowvram, sd_models, sd_unet, shared
 from torch import nn
 
@@ -20,16 +16,10 @@ from lora_ext.host.webui import builtin_lora
 from lora_ext.host.webui.checkpoint_view import checkpoint_view
 from lora_ext.host.webui.plain_unet import plain_unet
 from lora_ext.protocols import UserError
+from lora_ext.training.random_states import random_states_kept
 
 OWNER = "training"
 JOB = "LoRA Workshop training"
-
-
-@dataclass(frozen=True)
-class WebUIBorrow:
-    """The checkpoint while a `WebUIHost.borrow()` block lasts."""
-
-    checkpoint: Checkpoint
 
 
 @contextmanager
@@ -46,7 +36,7 @@ def queue_held() -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) -> Iterator[WebUIBorrow]:
+def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) -> Iterator[Checkpoint]:
     """The model without any network in its weights, frozen, differentiable, for one training alone.
 
     The caller holds the queue. `end_run` tells the training to stop in order; it is called in other threads when
@@ -65,7 +55,7 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         undo.enter_context(on_the_device(sd_model))
         checkpoint = checkpoint_view(sd_model)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
-        yield WebUIBorrow(checkpoint)
+        yield checkpoint
 
 
 def refuse_unsuitable(sd_model: Any) -> None:
@@ -95,21 +85,6 @@ def state_shown() -> Iterator[None]:
         shared.state.skipped = False
         shared.state.stopping_generation = False
         shared.state.end()
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """The random states of Python, NumPy and torch (CPU and GPUs) go on afterwards as if nothing had been drawn."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
 
 
 @contextmanager

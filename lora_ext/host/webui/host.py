@@ -15,8 +15,10 @@ from modules import devices, paths_internal, sd_models, sd_samplers, sd_vae, sha
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.host.loan import Loan, WantedCheckpoint
 from lora_ext.host.webui import builtin_lora
-from lora_ext.host.webui.borrow import WebUIBorrow, borrowed, queue_held
+from lora_ext.host.webui.borrow import borrowed, queue_held
+from lora_ext.host.webui.bring_back import bring_back
 from lora_ext.host.webui.checkpoint_view import architecture_of, checkpoint_view, prediction_type_of
 from lora_ext.host.webui.text_caches import reset_text_caches
 from lora_ext.host.webui.watch import interrupts_watched
@@ -42,6 +44,7 @@ class WebUIHost:
     """A `Host` around the WebUI's process; safe to call from any thread."""
 
     name = "the WebUI"
+    shows_cards = True
 
     def __init__(self) -> None:
         self.library = NetworkLibrary(self.folders().networks)
@@ -102,8 +105,13 @@ class WebUIHost:
 
     def network_saved(self, path: Path) -> None:
         """The built-in lists the file; what the WebUI remembers of prompts is forgotten: the name may be an old one."""
-        builtin_lora.refresh_list()
-        reset_text_caches()
+        with contextlib.nullcontext() if self._borrower == threading.get_ident() else queue_held():
+            builtin_lora.refresh_list()
+            reset_text_caches()
+
+    def set_live_network(self, name: str, path: Path | None) -> None:
+        """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
+        self.library.set_live(name, path)
 
     def watch(self, runner: JobRunner) -> None:
         """The runner that trains on this host: the WebUI's interrupt stops its run."""
@@ -111,16 +119,18 @@ class WebUIHost:
 
     def borrow(self) -> AbstractContextManager[Borrow]:
         """The loaded checkpoint for the calling thread; waits for the WebUI's queue."""
-        return self._borrow()
+        return Loan(self._lend)
 
     @contextlib.contextmanager
-    def _borrow(self) -> Iterator[WebUIBorrow]:
+    def _lend(self, wanted: WantedCheckpoint | None) -> Iterator[Checkpoint]:
         with queue_held():
+            if wanted is not None:
+                bring_back(wanted)
             model = self._model()
-            with borrowed(model, self.ledger, self._end_run) as borrow, interrupts_watched(self._runner):
+            with borrowed(model, self.ledger, self._end_run) as checkpoint, interrupts_watched(self._runner):
                 self._borrower = threading.get_ident()
                 try:
-                    yield borrow
+                    yield checkpoint
                 finally:
                     self._borrower = None
 

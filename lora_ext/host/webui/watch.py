@@ -42,8 +42,8 @@ def _watch(runner: JobRunner, ended: threading.Event) -> None:
         if record is None or record.state != "running":
             continue
         if shared.state.interrupted or shared.state.stopping_generation:
+            runner.stop(record.id)  # first: whoever sees no interrupt any more sees that the run is to end
             shared.state.interrupted = shared.state.stopping_generation = False
-            runner.stop(record.id)
         shared.state.job_count = 1
         shared.state.sampling_step = record.steps
         shared.state.sampling_steps = max(1, record.total_steps)

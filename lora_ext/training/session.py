@@ -1,0 +1,68 @@
+"""The checkpoint during a run: set up for training, left as its owner had it, and set up again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+
+from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.network import Network
+from lora_ext.networks.targets import Target, find_targets
+from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
+from lora_ext.training.freezing import frozen
+from lora_ext.training.precision import computing_in, training_dtype
+
+
+class Session:
+    """A checkpoint that is trained on, from entering to leaving the block.
+
+    The base stands still in the run's number format; after `attach` the network is in its forward pass. `parts` are
+    those that are trained: "unet", "text_encoder".
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, parts: Collection[str]) -> None:
+        self.checkpoint = checkpoint
+        self.config = config
+        self._parts = parts
+        self._network: Network | None = None
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Session:
+        self._prepare()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def targets(self) -> list[Target]:
+        """The modules to adapt, of the parts that are trained."""
+        return [each for each in find_targets(self.checkpoint, self.config.network) if each.group in self._parts]
+
+    def attach(self, network: Network) -> None:
+        """Put the network into the forward pass, with gradient checkpointing where the settings want it."""
+        self._network = network
+        self._undo.enter_context(network.attached())
+        if self.config.memory.gradient_checkpointing:
+            blocks = checkpointed_blocks(self.checkpoint, with_text_encoders="text_encoder" in self._parts)
+            self._undo.enter_context(gradient_checkpointing(blocks))
+
+    def leave(self) -> None:
+        """Undo everything: the checkpoint is exactly as it was before."""
+        self._undo.close()
+
+    def enter_again(self, checkpoint: Checkpoint) -> None:
+        """Set up after `leave` as before, on the same checkpoint: this view of it may be of another instance."""
+        self.checkpoint = checkpoint
+        self._prepare()
+        if self._network is not None:
+            self._network.retarget(self.targets())
+            self.attach(self._network)
+
+    def _prepare(self) -> None:
+        checkpoint = self.checkpoint
+        modules = [checkpoint.unet, *(encoder.module for encoder in checkpoint.text_encoders)]
+        with ExitStack() as undo:
+            undo.enter_context(frozen(checkpoint))
+            undo.enter_context(computing_in(modules, training_dtype(self.config, checkpoint)))
+            self._undo = undo.pop_all()
