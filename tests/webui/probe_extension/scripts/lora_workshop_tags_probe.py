@@ -69,7 +69,7 @@ def interleaved(times):
             sd_model=shared.sd_model,
             prompt="a house",
             seed=seed,
-            steps=8,
+            steps=2,
             width=128,
             height=128,
             do_not_save_samples=True,
