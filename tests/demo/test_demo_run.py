@@ -76,7 +76,7 @@ def test_grid_scores_rise_with_the_weight(report: dict[str, Any]) -> None:
     without = {cell["concept_score"] for cell in report["cells"] if "<lora:" not in cell["prompt"]}
     assert without == {0.0}
     last = report["cells"][-1]
-    assert last["weight"] == "1" and last["concept_score"] >= 0.8
+    assert last["weight"] == "weight 1" and last["concept_score"] >= 0.8
     assert last["concept_score"] > report["cells"][len(report["cells"]) // len(WEIGHTS) - 1]["concept_score"]
 
 
