@@ -113,7 +113,7 @@ def test_the_settings_need_the_standard_library_alone() -> None:
     """protocols/ and config/ are read by every form and help text: they start in no time."""
     for path, tree in parsed((PACKAGE / "protocols.py", *(PACKAGE / "config").glob("*.py"))):
         names = {name.split(".")[0] for name in imports(tree)}
-        assert names <= set(sys.stdlib_module_names) | {"lora_ext", "tomli"}, relative(path)
+        assert names <= set(sys.stdlib_module_names) | {"lora_ext", "tomli", "tomllib"}, relative(path)
 
 
 def test_core_is_importable_without_gradio_and_the_webui() -> None:

@@ -30,7 +30,8 @@ def test_gradients_are_identical_and_nothing_is_left_behind(checkpoint: Checkpoi
         network = Network(find_targets(checkpoint, NetworkSettings(network_dim=4)), generator_for(1, "network"))
         for name, parameter in network.named_parameters():
             if "lora_up" in name:
-                torch.nn.init.normal_(parameter, std=0.1, generator=generator_for(2, name))
+                with torch.no_grad():
+                    parameter.normal_(std=0.1, generator=generator_for(2, name))
         blocks = checkpointed_blocks(checkpoint, with_text_encoders=True)
         assert len(blocks) == 12 + 1 + 12 + 2
         with network.attached():

@@ -177,6 +177,7 @@ def _fill(
     for stored, tensor in file.read(set(names)):
         state[names[stored]] = tensor.to(device=device, dtype=dtype)
     module.load_state_dict(state, strict=False, assign=True)
+    module.requires_grad_(False)  # torch before 2.2 makes assigned parameters take gradients
     for owner in module.modules():
         position_ids = owner._buffers.get("position_ids")
         if position_ids is not None:
