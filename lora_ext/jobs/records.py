@@ -18,7 +18,7 @@ class RunRecord:
     """One run. Times are seconds since 1970, UTC; `files` are the paths of network files, the last one last.
 
     `dataset`, `plan` and `warnings` are lines for a person; `note` says why a run waits or ended; `error` what
-    went wrong.
+    went wrong. `trial_prompt` is a prompt that shows what was trained.
     """
 
     id: str
@@ -40,6 +40,7 @@ class RunRecord:
     plan: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoint: str = ""
+    trial_prompt: str = ""
 
     @property
     def active(self) -> bool:

@@ -102,6 +102,7 @@ class RunRegistry:
             dataset=tuple(prepared.report.summary()),
             plan=tuple(prepared.plan.summary()),
             warnings=tuple(prepared.warnings),
+            trial_prompt=prepared.trial_prompt,
             **fields,
         )
 

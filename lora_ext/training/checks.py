@@ -36,6 +36,11 @@ class PreparedRun:
         """What a person should know before the start, of the dataset and of the plan."""
         return [*self.report.warnings, *self.plan.warnings]
 
+    @property
+    def trial_prompt(self) -> str:
+        """A prompt that shows what is trained: the first of the samples', or else the first caption."""
+        return self.sample_prompts[0].prompt if self.sample_prompts else self.scan.images[0].caption.strip()
+
 
 def prepare_run(
     config: TrainConfig, output_dir: Path, token_counter: Callable[[str], int] | None = None

@@ -16,6 +16,7 @@ from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.jobs.samples_file import read_samples
 from lora_ext.protocols import ConfigError, GenerateRequest
+from lora_ext.training.checks import prepare_run
 
 if TYPE_CHECKING:
     from lora_ext.host.standalone.host import StandaloneHost
@@ -45,6 +46,16 @@ def test_samples_are_kept_and_listed(tiny_host: StandaloneHost, run_config: Make
     assert runner.status(record.id).samples == 4
     assert JobRunner(tiny_host, runner.registry).status(record.id).samples == 4
     assert not list(tiny_host.folders().networks[0].glob("*.json"))
+
+
+def test_a_prompt_to_try_the_network_with(tiny_host: StandaloneHost, run_config: MakeConfig) -> None:
+    """The first of the samples', or else the first caption."""
+    registry = RunRegistry(tiny_host.folders().runs)
+    for config, prompt in ((run_config(**DRAWN), "a cat"), (run_config(), "cat")):
+        prepared = prepare_run(config, tiny_host.folders().networks[0])
+        run = registry.create_prepared(prepared)
+        assert (run.record.trial_prompt, registry.record(run.record.id).trial_prompt) == (prompt, prompt)
+        run.close()
 
 
 def test_a_line_that_was_cut_off_is_left_out(tiny_host: StandaloneHost, run_config: MakeConfig) -> None:
