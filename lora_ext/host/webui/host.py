@@ -152,5 +152,5 @@ class WebUIHost:
     def _end_run(self) -> None:
         """Tell the run that has the checkpoint to stop and to keep its work."""
         record = self._runner.status().record if self._runner is not None else None
-        if self._runner is not None and record is not None and record.state == "running":
+        if self._runner is not None and record is not None and record.active:
             self._runner.stop(record.id)
