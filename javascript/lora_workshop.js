@@ -99,7 +99,8 @@
     const paused = Boolean(run) && run.state === "paused";
     setText("pause", paused ? "Resume" : "Pause");
     byId("pause").disabled = !paused && (!run || run.state !== "running");
-    whenChanged("paused", paused ? [status.live_network, status.missing_checkpoint] : [], showPause);
+    const shown = [status.live_network, status.live_network_problem, status.missing_checkpoint];
+    whenChanged("paused", paused ? shown : [], showPause);
     setText("run-state", run ? STATES[run.state] : "idle");
     setText("run-name", run ? run.name : "No run yet in this session.");
     setText("run-facts", run ? facts(status) : "Press Start: progress, loss and saved epochs appear here.");
@@ -133,9 +134,10 @@
         ...core.fileButtons.map((make) => make(path)))));
   }
 
-  /* While a run is paused: its network's name in prompts, and the way back to its checkpoint. */
-  function showPause([network, checkpoint]) {
+  /* While a run is paused: its network's name in prompts or why it does nothing, and the way back to its checkpoint. */
+  function showPause([network, problem, checkpoint]) {
     const pieces = network ? ["In prompts, as it is now:", ...tagPieces(network)] : [];
+    if (problem) pieces.push(element("span", { className: "lw-warning", textContent: `does nothing: ${problem}` }));
     if (checkpoint) {
       const load = element("button", { type: "button", className: "lw-button", id: "lw-load-and-resume" });
       load.textContent = `Load ${checkpoint} and resume`;

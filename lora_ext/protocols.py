@@ -349,3 +349,7 @@ class Host(ImageGenerator, Protocol):
     def set_live_network(self, name: str, path: Path | None) -> None:
         """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
         ...
+
+    def live_network_problem(self) -> str:
+        """Why the name of `set_live_network` does nothing in prompts, as far as is known; empty where it does."""
+        ...

@@ -45,6 +45,10 @@ class NetworkLibrary:
         else:
             self._live[name] = path
 
+    def is_live(self, name: str) -> bool:
+        """Whether the name stands for a live file."""
+        return name in self._live
+
     def find(self, name: str) -> Path | None:
         """The live file of this name, or else the file of this stem, of this stem in other letter case, or of this
         `ss_output_name`.

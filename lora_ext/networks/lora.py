@@ -47,7 +47,11 @@ class LoraAdapter(nn.Module):
         return self._module_forward is not None
 
     def attach(self) -> None:
-        """Put the adapter into the module's forward, on this instance alone."""
+        """Put the adapter into the module's forward, on this instance alone.
+
+        It goes over the forward that is there now, with whatever programs have put into the class (the WebUI's built-in
+        Lora does); as the class is left alone, neither has to be taken off before the other.
+        """
         if self._module_forward is not None:
             raise RuntimeError(f"{self.target.key}: the adapter is attached already")
         module = self.target.module

@@ -62,6 +62,6 @@ class Pauses:
             missing = error.wanted if isinstance(error, OtherCheckpointError) else ""
             self.events.paused(replace(report, problem=str(error), missing_checkpoint=missing))
             return False
+        self.events.resumed()  # at once: who wants the checkpoint from now on ends a run that goes on
         self.session.enter_again(self.place.borrow.checkpoint)
-        self.events.resumed()
         return True

@@ -93,7 +93,9 @@ def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
         response.headers.update(_NEVER_STORE)
         info = host.checkpoint_info()
         checkpoint = {**asdict(info), "line": checkpoint_line(info)}
-        return {**runner.status(run).as_json(), "checkpoint": checkpoint}
+        state = runner.status(run)
+        problem = host.live_network_problem() if state.live_network else ""
+        return {**state.as_json(), "live_network_problem": problem, "checkpoint": checkpoint}
 
     @router.get("/runs")
     def runs(response: Response) -> dict[str, Any]:

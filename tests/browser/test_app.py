@@ -104,6 +104,7 @@ def test_pause_and_resume(page: Page, app: Any) -> None:
     wait_for_text(page.locator("#lw-run-note"), r"paused after \d+ steps; the checkpoint is free until Resume")
     assert page.locator("#lw-paused code").inner_text() == "<lora:pausing-live:1>"
     page.screenshot(path=SCREENSHOTS / "10-paused.png", full_page=True)
+    says_why_the_network_does_nothing(page)
     steps = steps_of(facts.inner_text())
     open_tab(page, "Generate")
     page.locator("#lw-generate-prompt textarea").fill("a zib <lora:pausing-live:1>")
@@ -119,6 +120,18 @@ def test_pause_and_resume(page: Page, app: Any) -> None:
     assert steps_of(wait_for_text(facts, r"step \d+ / 4,000")) >= steps
     app.ask("/cancel", {"id": run})
     assert app.wait_until_over(run)["state"] == "stopped"
+
+
+def says_why_the_network_does_nothing(page: Page) -> None:
+    """As in a WebUI that leaves tags to its built-in; here no tag is left to anybody."""
+    assert page.locator("#lw-paused .lw-warning").count() == 0
+    status = "**/lora-workshop/api/status*"
+    problem = {"live_network_problem": "tags are left to somebody"}
+    page.route(status, lambda route: route.fulfill(json={**route.fetch().json(), **problem}))
+    wait_for_text(page.locator("#lw-paused .lw-warning"), "does nothing: tags are left to somebody")
+    page.screenshot(path=SCREENSHOTS / "11-paused-in-vain.png", full_page=True)
+    page.unroute(status)
+    page.locator("#lw-paused .lw-warning").wait_for(state="detached")
 
 
 def queue_a_second_run(page: Page) -> None:

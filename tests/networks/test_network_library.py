@@ -129,8 +129,9 @@ def test_a_live_file_goes_by_its_name_for_a_while(tmp_path: Path) -> None:
     library = NetworkLibrary([tmp_path / "networks"])
     library.set_live("cat-live", live)
     assert library.find("cat-live") == live
+    assert library.is_live("cat-live") and not library.is_live("cat")
     assert library.names() == ["cat-live"]
     library.set_live("cat-live", None)
     library.set_live("never-there", None)
-    assert library.find("cat-live") == ordinary
+    assert library.find("cat-live") == ordinary and not library.is_live("cat-live")
     assert library.find("paused") is None

@@ -92,6 +92,7 @@ def test_pause_and_resume(served) -> None:
     assert served.client.post(f"{API}/pause", json={"id": run}).status_code == 200
     status = status_when(lambda status: status["record"]["state"] == "paused")
     assert (status["active"], status["live_network"], status["eta_seconds"]) == (True, "zib-live", None)
+    assert status["live_network_problem"] == ""
     again = served.client.post(f"{API}/pause", json={"id": run})
     assert (again.status_code, again.json()["error"]) == (
         400, "zib is paused: only a run that goes on can be paused",

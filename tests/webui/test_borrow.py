@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.webui
 
 NAME = "lw-test-borrow"
+DRAWN = {"sample_every_n_epochs": 1, "sample_prompts": "a thing --s 4 --l 5 --w 64 --h 64", "sample_sampler": "Euler"}
 MANY = {"max_train_epochs": 400, "save_every_n_epochs": 400}
 
 
@@ -36,8 +38,8 @@ def state(webui: WebUI) -> dict[str, Any]:
     return found
 
 
-def finish(webui: WebUI, dataset: Path) -> dict[str, Any]:
-    return ended(webui, start(webui, dataset, NAME))
+def finish(webui: WebUI, dataset: Path, **settings: Any) -> dict[str, Any]:
+    return ended(webui, start(webui, dataset, NAME, **settings))
 
 
 def stop(webui: WebUI, dataset: Path) -> dict[str, Any]:
@@ -55,10 +57,10 @@ def end_early(webui: WebUI, dataset: Path, route: str) -> dict[str, Any]:
     return ended(webui, run)
 
 
-def fail(phase: str) -> Callable[[WebUI, Path], dict[str, Any]]:
+def fail(phase: str, **settings: Any) -> Callable[[WebUI, Path], dict[str, Any]]:
     def run(webui: WebUI, dataset: Path) -> dict[str, Any]:
         webui.call("/lw-probe/arm", {"phase": phase})
-        return ended(webui, start(webui, dataset, NAME))
+        return ended(webui, start(webui, dataset, NAME, **settings))
 
     return run
 
@@ -68,6 +70,9 @@ ENDS: dict[str, tuple[Callable[[WebUI, Path], dict[str, Any]], str]] = {
     "stopped": (stop, "stopped"),
     "cancelled": (cancel, "stopped"),
     **{phase: (fail(phase), "failed") for phase in ("caching", "first step", "mid-run", "saving", "out of memory")},
+    "preview": (fail("preview", **DRAWN), "finished"),
+    "gradient checkpointing": (partial(finish, gradient_checkpointing=True), "finished"),
+    "bf16": (partial(finish, mixed_precision="bf16"), "finished"),
     "finished again": (finish, "finished"),
 }
 
@@ -88,6 +93,15 @@ def test_what_went_wrong_is_told(webui: WebUI, dataset: Path) -> None:
     assert "injected while mid-run" in fail("mid-run")(webui, dataset)["error"]
     advice = fail("out of memory")(webui, dataset)["error"]
     assert "not enough memory" in advice and "gradient_checkpointing" in advice
+
+
+def test_a_run_goes_on_where_a_sample_fails(webui: WebUI, dataset: Path) -> None:
+    record = fail("preview", **DRAWN)(webui, dataset)
+    assert record["state"] == "finished"
+    status = webui.call(f"{API}/status?run={record['id']}")
+    assert status["samples"] == 1  # of the second epoch
+    told = [each["text"] for each in status["messages"] if each["level"] == "warning"]
+    assert any("of step 3 was not drawn: injected while preview" in text for text in told)
 
 
 def test_the_network_of_the_last_picture_is_not_trained_upon(webui: WebUI, dataset: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from runs import API, OTHER, draw_dataset, ended, start, wait_for
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 if TYPE_CHECKING:
     from conftest import WebUI
@@ -119,6 +119,54 @@ def test_the_network_in_training_in_prompts(webui: WebUI, dataset: Path) -> None
     ended(webui, run)
     assert np.array_equal(picture(webui, f"a thing <lora:{NAME}:1>"), later)
     assert np.array_equal(picture(webui, LIVE), bare)
+
+
+def comments(webui: WebUI) -> list[str]:
+    found: list[str] = webui.call("/lw-probe/tags/comments")
+    return found
+
+
+def test_where_tags_are_left_to_the_built_in_it_is_told(webui: WebUI, dataset: Path) -> None:
+    bare = picture(webui, "a thing")
+    run = paused_run(webui, dataset)
+    problem = "tags are left to the built-in, which does not know networks in training (Settings > LoRA Workshop)"
+    try:
+        webui.set_options(lora_workshop_tags="built-in")
+        assert webui.call(f"{API}/status?run={run}")["live_network_problem"] == problem
+        assert np.array_equal(picture(webui, LIVE), bare)
+        assert comments(webui) == [f"LoRA Workshop: <lora:{NAME}-live:1> does nothing: {problem}"]
+        assert comments(webui)[0] in webui.log()
+    finally:
+        webui.set_options(lora_workshop_tags="LoRA Workshop")
+    assert webui.call(f"{API}/status?run={run}")["live_network_problem"] == ""
+    assert not np.array_equal(picture(webui, LIVE), bare) and comments(webui) == []
+    webui.call(f"{API}/cancel", {"id": run})
+    ended(webui, run)
+
+
+def test_a_prompt_that_is_left_to_the_built_in_as_a_whole_is_told(webui: WebUI, dataset: Path, networks: Path) -> None:
+    save_file({"lora_unet_nothing.hada_w1_a": np.zeros((1, 1), np.float32)}, networks / "lw-pause-loha.safetensors")
+    run = paused_run(webui, dataset)
+    picture(webui, f"{LIVE} <lora:lw-pause-loha:1>")
+    problem = webui.call(f"{API}/status?run={run}")["live_network_problem"]
+    assert "this prompt is left to the built-in" in problem and "lw-pause-loha.safetensors is of a kind" in problem
+    assert f"LoRA Workshop: <lora:{NAME}-live:1> does nothing: {problem}" in comments(webui)
+    picture(webui, LIVE)
+    assert webui.call(f"{API}/status?run={run}")["live_network_problem"] == ""
+    webui.call(f"{API}/cancel", {"id": run})
+    ended(webui, run)
+
+
+def test_unloading_just_when_the_run_has_its_checkpoint_again(webui: WebUI, dataset: Path) -> None:
+    run = paused_run(webui, dataset)
+    webui.call("/lw-probe/hold", {"seconds": 3})
+    webui.call(f"{API}/resume", {"id": run})
+    time.sleep(1)
+    webui.call("/sdapi/v1/unload-checkpoint", {})
+    record = webui.call(f"{API}/status?run={run}")["record"]
+    webui.call("/sdapi/v1/reload-checkpoint", {})
+    assert record["state"] == "stopped" and record["steps"] < 20
+    assert (webui.networks / f"{NAME}.safetensors").is_file()
 
 
 def test_a_pause_changes_nothing_of_what_is_trained(webui: WebUI, dataset: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -90,6 +92,56 @@ def test_samples_change_neither_the_training_nor_the_webui(webui: WebUI, dataset
     assert model_hash(webui, NAME) == plain
     assert np.array_equal(webui.generate("a house").pictures[0], before)
     assert webui.call("/sdapi/v1/options") == options
+
+
+def test_what_a_person_chooses_meanwhile_waits_for_the_end(webui: WebUI, dataset: Path, other_checkpoint: str) -> None:
+    """Samples look at the settings like all pictures: fp8 weights or another checkpoint must not come with them."""
+    picture = webui.generate("a house").pictures[0]
+    options = {"fp8_storage": "Disable", **webui.call("/sdapi/v1/options")}
+    before = webui.call("/lw-probe/state")
+    drawn = {"sample_every_n_steps": 1, "sample_prompts": "a thing --s 2 --w 64 --h 64"}
+    run = start(webui, dataset, NAME, max_train_epochs=400, save_every_n_epochs=400, **drawn)
+    waiting = []
+    for name, value in (("fp8_storage", "Enable"), ("sd_model_checkpoint", other_checkpoint)):
+        for wanted in (value, options[name]):
+            waiting.append(threading.Thread(target=webui.set_options, kwargs={name: wanted}))
+            waiting[-1].start()
+            wait_for_option(webui, name, wanted)
+            count = webui.call(f"{API}/status?run={run}")["samples"]
+            wait_for(webui, run, lambda status, least=count + 3: status["samples"] >= least)
+    assert all(thread.is_alive() for thread in waiting)
+    webui.call(f"{API}/stop", {"id": run})
+    assert ended(webui, run)["state"] == "stopped"
+    for thread in waiting:
+        thread.join(timeout=60)
+    told = [each["text"] for each in webui.call(f"{API}/status?run={run}")["messages"]]
+    assert not any("was not drawn" in text for text in told)
+    after = webui.call("/lw-probe/state")
+    assert all(after[part] == before[part] for part in ("weights", "storage", "buffers", "kinds", "overrides"))
+    assert np.array_equal(webui.generate("a house").pictures[0], picture)
+
+
+def wait_for_option(webui: WebUI, name: str, value: str) -> None:
+    deadline = time.monotonic() + 30
+    while webui.call("/sdapi/v1/options")[name] != value:
+        assert time.monotonic() < deadline, f"{name} does not show {value}"
+        time.sleep(0.05)
+
+
+def test_settings_saved_during_a_sample_hold_nothing_of_ours(webui: WebUI, dataset: Path) -> None:
+    config = webui.folder / "config.json"
+    webui.set_options(lora_workshop_tags="LoRA Workshop", CLIP_stop_at_last_layers=1)  # writes the file
+    options, saved = webui.call("/sdapi/v1/options"), json.loads(config.read_text(encoding="utf-8"))
+    run = start(webui, dataset, NAME, sample_prompts="a thing --s 500", sample_at_first=True, clip_skip=2)
+    wait_for(webui, run, lambda status: status["phase"] == "drawing samples")
+    time.sleep(0.5)
+    webui.set_options(lora_workshop_tags="LoRA Workshop")
+    assert json.loads(config.read_text(encoding="utf-8")) == saved
+    assert webui.call("/sdapi/v1/options") == options
+    assert webui.call("/sdapi/v1/progress")["current_image"] is None
+    assert webui.call(f"{API}/status?run={run}")["phase"] == "drawing samples"
+    webui.call(f"{API}/cancel", {"id": run})
+    ended(webui, run)
 
 
 def test_sample_now(webui: WebUI, dataset: Path) -> None:

@@ -85,12 +85,30 @@ def test_the_interrupt_of_the_webui_stops_and_keeps(webui: WebUI, dataset: Path)
     assert (webui.networks / f"{NAME}.safetensors").is_file()
 
 
-def test_unloading_the_checkpoint_ends_the_run_first(webui: WebUI, dataset: Path) -> None:
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [("/sdapi/v1/unload-checkpoint", {}), ("/lw-probe/press", {"elem_id": "sett_unload_sd_model"})],
+    ids=["API", "button"],
+)
+def test_unloading_the_checkpoint_ends_the_run_first(
+    webui: WebUI, dataset: Path, route: str, body: dict[str, str]
+) -> None:
     run = long_run(webui, dataset)
-    webui.call("/sdapi/v1/unload-checkpoint", {})
+    webui.call(route, body)
     assert webui.call(f"{API}/status?run={run}")["record"]["state"] == "stopped"
     assert (webui.networks / f"{NAME}.safetensors").is_file()
     webui.call("/sdapi/v1/reload-checkpoint", {})
+
+
+def test_a_vae_chosen_on_a_card_waits_for_the_run(webui: WebUI, dataset: Path) -> None:
+    run = long_run(webui, dataset)
+    waiting = threading.Thread(target=lambda: webui.call("/lw-probe/reload-vae", {}))
+    waiting.start()
+    time.sleep(1)
+    assert waiting.is_alive()
+    webui.call(f"{API}/cancel", {"id": run})
+    waiting.join(timeout=60)
+    assert not waiting.is_alive()
 
 
 def test_a_second_run_waits_and_may_be_taken_out(webui: WebUI, dataset: Path) -> None:

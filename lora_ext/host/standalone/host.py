@@ -148,6 +148,10 @@ class StandaloneHost:
         self._folders = replace(self._folders, networks=(*self._folders.networks, folder))
         self.library.folders = self._folders.networks
 
+    def live_network_problem(self) -> str:
+        """There is none: every tag is applied here."""
+        return ""
+
     def set_live_network(self, name: str, path: Path | None) -> None:
         """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
         with self._lock:

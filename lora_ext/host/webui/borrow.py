@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from modules import call_queue, devices, lowvram, sd_models, sd_unet, shared
+from modules import call_queue, devices, lowvram, sd_models, sd_unet, sd_vae, shared
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.host.webui import builtin_lora
 from lora_ext.host.webui.checkpoint_view import checkpoint_view
-from lora_ext.host.webui.plain_unet import plain_unet
+from lora_ext.host.webui.plain_unet import attribute_set, plain_unet
 from lora_ext.protocols import UserError
 from lora_ext.training.random_states import random_states_kept
 
@@ -51,7 +51,8 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         builtin_lora.restore_all(sd_model)
         undo.enter_context(ledger.exclusive(OWNER))
         undo.enter_context(own_unet_in_use())
-        undo.enter_context(unloading_waits(end_run))
+        undo.enter_context(others_wait(sd_models, "send_model_to_cpu", end_run))
+        undo.enter_context(others_wait(sd_vae, "reload_vae_weights"))
         undo.enter_context(on_the_device(sd_model))
         checkpoint = checkpoint_view(sd_model)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
@@ -122,26 +123,25 @@ def own_unet_in_use() -> Iterator[None]:
 
 
 @contextmanager
-def unloading_waits(end_run: Callable[[], None]) -> Iterator[None]:
-    """`/sdapi/v1/unload-checkpoint`, which ignores the queue, ends the training and takes its turn after it.
+def others_wait(module: Any, name: str, first: Callable[[], None] | None = None) -> Iterator[None]:
+    """Other threads call `first`, then a function of the WebUI that ignores its queue takes its turn all the same.
 
-    The queue is first come, first served: a run that waits borrows after the unloading, and has the model back then.
+    "Unload SD checkpoint" on the page and in the API (which hold functions above `send_model_to_cpu`) and a VAE chosen
+    on a checkpoint's card are such. The queue is first come, first served: a run that waits borrows after them.
     """
-    original = sd_models.unload_model_weights
+    original = getattr(module, name)
     borrower = threading.get_ident()
 
-    def unload_model_weights(*args: Any, **kwargs: Any) -> Any:
+    def waiting(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == borrower:
             return original(*args, **kwargs)
-        end_run()
+        if first is not None:
+            first()
         with queue_held():
             return original(*args, **kwargs)
 
-    sd_models.unload_model_weights = unload_model_weights
-    try:
+    with attribute_set(module, name, waiting):
         yield
-    finally:
-        sd_models.unload_model_weights = original
 
 
 @contextmanager

@@ -34,6 +34,10 @@ def checkpoint_view(sd_model: Any) -> Checkpoint:
 
     The modules are called directly: `apply_model`, `get_learned_conditioning` and `encode_first_stage` bring the
     WebUI's casts, its prompt grammar and its option handling with them.
+
+    What is particular to other kinds cannot bite as long as they are refused here: SDXL's `DiffusionEngine.forward`,
+    which wants a loss function, its conditioner, which encodes under `no_grad` and reads crops from the options, and
+    the fused attention weights of OpenCLIP (SD2, SDXL), past which an adapter's forward is never called.
     """
     info = sd_model.sd_checkpoint_info
     architecture = architecture_of(sd_model)

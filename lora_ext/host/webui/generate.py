@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from modules import processing, script_callbacks, sd_models, shared
 
 from lora_ext.apply.tags import parse_tags
+from lora_ext.host.webui.plain_unet import attribute_set, method_replaced
+from lora_ext.host.webui.thread_options import options_in_this_thread
 from lora_ext.protocols import Cancelled, GeneratedImage, GenerateRequest, Progress, UserError
 
 _STATE = ("job", "job_no", "job_count", "sampling_step", "sampling_steps", "skipped", "textinfo")
-_UNSET = object()
 _PLAIN = {"sd_unet": "None", "token_merging_ratio": 0.0, "live_previews_enable": False}
-"""Options during a training: nothing that takes the U-Net's place, changes its classes, or decodes beside it."""
+"""Options during a training: nothing that takes the U-Net's place, changes its classes, or decodes a preview."""
 
 
 def render(
@@ -26,9 +28,7 @@ def render(
     is held, and the WebUI's counters and what it remembers of prompts stay as they are. An interrupt stays to be seen
     by the training. `progress` is told of each step, and may end the picture by an exception.
     """
-    override: dict[str, Any] = {"CLIP_stop_at_last_layers": request.clip_skip}
-    if in_training:
-        override |= {**_PLAIN, "sd_model_checkpoint": _title(sd_model)}
+    options = {"CLIP_stop_at_last_layers": request.clip_skip, **(_PLAIN if in_training else {})}
     parsed = parse_tags(request.prompt)
     p = processing.StableDiffusionProcessingTxt2Img(
         sd_model=sd_model,
@@ -44,14 +44,14 @@ def render(
         do_not_save_samples=True,
         do_not_save_grid=True,
         disable_extra_networks=in_training,
-        override_settings=dict(override),
-        override_settings_restore_afterwards=False,
     )
     p.cached_c, p.cached_uc = [None, None], [None, None]
     p.cached_hr_c, p.cached_hr_uc = [None, None], [None, None]
     with ExitStack() as undo:
-        undo.callback(_put_options_back, override, {name: shared.opts.data.get(name, _UNSET) for name in override})
+        undo.enter_context(options_in_this_thread(options))
         if in_training:
+            undo.enter_context(_model_held(sd_model))
+            undo.enter_context(method_replaced(shared.state, "set_current_image", _no_preview))
             undo.callback(_put_back, {name: getattr(shared.state, name) for name in _STATE})
         else:
             shared.state.begin(job="LoRA Workshop pictures")
@@ -66,15 +66,25 @@ def render(
     return _pictures(done, left_out)
 
 
-def _title(sd_model: Any) -> str:
-    """The loaded checkpoint's name for the WebUI, which would load the one of the settings where it knows none.
+@contextmanager
+def _model_held(sd_model: Any) -> Iterator[None]:
+    """A picture is drawn with this model, whatever the settings name by now.
 
-    The settings may name another checkpoint already, to which the WebUI switches after the training.
+    Before each one the WebUI would load what they name (another checkpoint, the same in fp8); a person's change of
+    them waits for the queue, and does so after the training.
     """
-    title: str = sd_model.sd_checkpoint_info.title
-    if sd_models.checkpoint_aliases.get(title) is None:
-        raise UserError(f"{title} is no longer in the WebUI's list of checkpoints: put its file back for samples")
-    return title
+    original = sd_models.reload_model_weights
+    renderer = threading.get_ident()
+
+    def reload_model_weights(*args: Any, **kwargs: Any) -> Any:
+        return sd_model if threading.get_ident() == renderer else original(*args, **kwargs)
+
+    with attribute_set(sd_models, "reload_model_weights", reload_model_weights):
+        yield
+
+
+def _no_preview() -> None:
+    """Pages that ask for a live preview decode it in their own threads, beside the U-Net that renders."""
 
 
 @contextmanager
@@ -109,21 +119,6 @@ def _put_back(values: dict[str, Any]) -> None:
     for name, value in values.items():
         setattr(shared.state, name, value)
     shared.state.current_latent = None
-
-
-def _put_options_back(ours: dict[str, Any], before: dict[str, Any]) -> None:
-    """The options as they were, except those that a person has changed while the picture was drawn.
-
-    The WebUI itself would leave an option changed that stood at its default, and put a person's choice away.
-    """
-    options = shared.opts.data
-    for name, value in before.items():
-        if options.get(name, _UNSET) != ours[name]:
-            continue
-        if value is _UNSET:
-            del options[name]
-        else:
-            options[name] = value
 
 
 def _pictures(done: Any, left_out: Sequence[str]) -> list[GeneratedImage]:

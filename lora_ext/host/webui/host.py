@@ -16,7 +16,7 @@ from modules import devices, paths_internal, sd_models, sd_samplers, sd_vae, sha
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.host.loan import Loan, WantedCheckpoint
-from lora_ext.host.webui import builtin_lora
+from lora_ext.host.webui import builtin_lora, settings
 from lora_ext.host.webui.borrow import borrowed, queue_held
 from lora_ext.host.webui.bring_back import bring_back
 from lora_ext.host.webui.checkpoint_view import architecture_of, checkpoint_view, prediction_type_of
@@ -53,6 +53,7 @@ class WebUIHost:
         self._patched_model: weakref.ref[Any] | None = None
         self._borrower: int | None = None
         self._runner: JobRunner | None = None
+        self._live_problem = ""
 
     @property
     def ledger(self) -> PatchLedger:
@@ -112,6 +113,15 @@ class WebUIHost:
     def set_live_network(self, name: str, path: Path | None) -> None:
         """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
         self.library.set_live(name, path)
+        self._live_problem = ""
+
+    def live_network_problem(self) -> str:
+        """That tags are left to the built-in, which knows no live network: by the settings, or the last prompt was."""
+        return settings.LEFT if settings.left_to_builtin() else self._live_problem
+
+    def note_live_problem(self, problem: str) -> None:
+        """What but the settings kept a live network out of the prompt that was activated just now; else empty."""
+        self._live_problem = problem
 
     def watch(self, runner: JobRunner) -> None:
         """The runner that trains on this host: the WebUI's interrupt stops its run."""
@@ -152,5 +162,5 @@ class WebUIHost:
     def _end_run(self) -> None:
         """Tell the run that has the checkpoint to stop and to keep its work."""
         record = self._runner.status().record if self._runner is not None else None
-        if self._runner is not None and record is not None and record.state == "running":
+        if self._runner is not None and record is not None and record.active:
             self._runner.stop(record.id)

@@ -25,7 +25,7 @@ def plain_unet(unet: Any, vae: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for module in list(unet.modules()):
             if all(hasattr(module, part) for part in _ATTENTION_PARTS):
-                undo.enter_context(forward_replaced(module, _sdpa_forward(module)))
+                undo.enter_context(method_replaced(module, "forward", _sdpa_forward(module)))
             for flag in _CHECKPOINT_FLAGS:
                 if getattr(module, flag, None) is True:
                     undo.enter_context(attribute_set(module, flag, False))
@@ -33,24 +33,24 @@ def plain_unet(unet: Any, vae: nn.Module) -> Iterator[None]:
             tiling = getattr(module, _HYPERTILE, None)
             if tiling is not None:
                 undo.enter_context(attribute_set(tiling, "enabled", False))
-        undo.enter_context(forward_replaced(unet, _any_dtype_forward(unet)))
+        undo.enter_context(method_replaced(unet, "forward", _any_dtype_forward(unet)))
         cast = unet.time_embed.register_forward_pre_hook(_cast_to_weights)
         undo.callback(cast.remove)
         yield
 
 
 @contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` on this instance; afterwards the one that it had, its own or its class's."""
-    had_own, own = "forward" in module.__dict__, module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
+def method_replaced(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Another method on this instance; afterwards the one that it had, its own or its class's."""
+    had_own, own = name in owner.__dict__, owner.__dict__.get(name)
+    owner.__dict__[name] = method
     try:
         yield
     finally:
         if had_own:
-            module.__dict__["forward"] = own
+            owner.__dict__[name] = own
         else:
-            module.__dict__.pop("forward", None)
+            owner.__dict__.pop(name, None)
 
 
 @contextmanager

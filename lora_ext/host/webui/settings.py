@@ -6,9 +6,13 @@ import sys
 
 from modules import shared
 
+from lora_ext.host.webui import builtin_lora
+
 SECTION = ("lora_workshop", "LoRA Workshop")
 TAGS = "lora_workshop_tags"
 OURS, BUILTIN = "LoRA Workshop", "built-in"
+UNKNOWN_THERE = "the built-in, which does not know networks in training"
+LEFT = f"tags are left to {UNKNOWN_THERE} (Settings > LoRA Workshop)"
 
 
 def register() -> None:
@@ -24,3 +28,8 @@ def register() -> None:
             },
         )
     )
+
+
+def left_to_builtin() -> bool:
+    """Whether a person wants the built-in to apply tags, and it is there to do so."""
+    return getattr(shared.opts, TAGS, None) == BUILTIN and builtin_lora.network_handler() is not None

@@ -147,16 +147,19 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         tags = _tags_of(p, params_list)
         files = _files(tags)
         self._leave_other_instance()
-        can_hand_over = builtin_lora.network_handler() is not None
-        theirs = can_hand_over and getattr(shared.opts, settings.TAGS, None) == settings.BUILTIN
+        theirs = settings.left_to_builtin()
         reason = self._why_not(file[0] for file in files if file is not None) if tags and not theirs else None
-        left = theirs or (can_hand_over and reason is not None)
+        left = theirs or (reason is not None and builtin_lora.network_handler() is not None)
         self._note_state(key, (left, *files, *tags))
+        live = {tag.name for tag in tags if get_host().library.is_live(tag.name)}
+        if live:
+            get_host().note_live_problem(_whole_prompt_left(reason) if left and reason is not None else "")
+            _warn_of_live(p, sorted(live) if left else [])
         if left:
             if reason not in (None, self._logged):
                 _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
             self._logged = reason
-            self._leave_to_builtin(p, params_list, files)
+            self._leave_to_builtin(p, [params for params in params_list if live.isdisjoint(params.items[:1])], files)
             return
         _report_missing(p, [tag.name for tag, file in zip(tags, files, strict=True) if file is None])
         self._apply(p, [tag for tag, file in zip(tags, files, strict=True) if file is not None], reason)
@@ -277,6 +280,20 @@ def _report_missing(p: Any, names: Sequence[str]) -> None:
         print(f"\n{message}\n")
     if getattr(shared.opts, "lora_not_found_gradio_warning", False):
         builtin_lora.show_warning(message)
+
+
+def _whole_prompt_left(reason: str) -> str:
+    """Why the network of a paused training does nothing where the settings do not say so."""
+    return f"this prompt is left to {settings.UNKNOWN_THERE}: {reason}"
+
+
+def _warn_of_live(p: Any, names: Sequence[str]) -> None:
+    """Say under the image and in the log that the networks of a paused training do nothing; the tab asks the host."""
+    for name in names:
+        text = f"LoRA Workshop: <lora:{name}:1> does nothing: {get_host().live_network_problem()}"
+        _log.warning(text)
+        if hasattr(p, "comment"):
+            p.comment(text)
 
 
 def _write_hashes(p: Any, hashes: dict[str, str]) -> None:

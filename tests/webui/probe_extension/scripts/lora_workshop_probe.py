@@ -10,7 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from modules import lowvram, paths_internal, script_callbacks, sd_hijack, sd_models, sd_unet, shared
+from modules import (
+    lowvram,
+    options,
+    paths_internal,
+    script_callbacks,
+    sd_hijack,
+    sd_models,
+    sd_samplers_cfg_denoiser,
+    sd_unet,
+    sd_vae,
+    shared,
+)
 
 from lora_ext.protocols import GenerateRequest
 
@@ -47,7 +58,9 @@ def _class_level():
         (unet, "timestep_embedding"),
         (torch.nn.Linear, "forward"),
         (torch.nn.Conv2d, "forward"),
-        (sd_models, "unload_model_weights"),
+        (sd_models, "send_model_to_cpu"),
+        (sd_models, "reload_model_weights"),
+        (sd_vae, "reload_vae_weights"),
     )
     return {f"{owner.__name__}.{name}": id(getattr(owner, name)) for owner, name in owners}
 
@@ -69,6 +82,8 @@ def snapshot():
             [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()]
         ),
         "options": _digest(sorted((key, str(value)) for key, value in shared.opts.data.items())),
+        "options class": sorted(vars(options.Options)),
+        "state": sorted(vars(shared.state)),
         "attention": [str(sd_hijack.model_hijack.optimization_method), str(id(sd_hijack.current_optimizer))],
         "unet": [str(sd_unet.current_unet_option), str(lowvram.module_in_gpu)],
         "job": [shared.state.job, shared.state.job_count, shared.state.interrupted],
@@ -86,6 +101,7 @@ def arm(phase):
         "mid-run": (step.TrainingStep, "update", 3),
         "out of memory": (step.TrainingStep, "update", 2),
         "saving": (saving, "write_network", 1),
+        "preview": (sd_samplers_cfg_denoiser.CFGDenoiser, "forward", 2),
     }[phase]
     original = getattr(owner, name)
     left = [calls]
@@ -102,6 +118,28 @@ def arm(phase):
     setattr(owner, name, failing)
 
 
+def hold(seconds):
+    """The next run that goes on after a pause takes so long with the checkpoint before its first step."""
+    from lora_ext.training.session import Session
+
+    original = Session.enter_again
+
+    def slow(self, checkpoint):
+        Session.enter_again = original
+        time.sleep(seconds)
+        return original(self, checkpoint)
+
+    Session.enter_again = slow
+
+
+def press(demo, elem_id):
+    """Call what a button of the page calls."""
+    (button,) = (number for number, block in demo.blocks.items() if getattr(block, "elem_id", None) == elem_id)
+    known = zip(demo.fns, demo.dependencies, strict=True)
+    (function,) = (each.fn for each, wired in known if button in wired["targets"])
+    return {"shown": function()}
+
+
 def picture(settings):
     from lora_ext.host.webui.state import get_host
 
@@ -111,7 +149,7 @@ def picture(settings):
     ]
 
 
-def started(_, app):
+def started(demo, app):
     """Asking a WebUI before it has added its API makes it fail: the tests wait for this file."""
     mark = Path(paths_internal.data_path, f"lw-probe-started-{shared.cmd_opts.port}")
     mark.write_text(str(time.time()), encoding="utf-8")
@@ -121,6 +159,20 @@ def started(_, app):
     @app.post("/lw-probe/arm")
     def route_arm(body: dict):
         arm(body["phase"])
+        return {}
+
+    @app.post("/lw-probe/hold")
+    def route_hold(body: dict):
+        hold(body["seconds"])
+        return {}
+
+    @app.post("/lw-probe/press")
+    def route_press(body: dict):
+        return press(demo, body["elem_id"])
+
+    @app.post("/lw-probe/reload-vae")
+    def route_reload_vae():
+        sd_vae.reload_vae_weights()
         return {}
 
     @app.post("/lw-probe/reload")
