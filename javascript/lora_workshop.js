@@ -36,13 +36,15 @@
   }
 
   async function ask(route, body) {
-    const options = { credentials: "same-origin" };
+    const options = { credentials: "same-origin", headers: {} };
+    const key = byId("live").dataset.key;
+    if (key) options.headers["X-LoRA-Workshop-Key"] = key;
     if (body !== undefined) {
-      Object.assign(options, {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-      });
+      Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+      options.headers["Content-Type"] = "application/json";
     }
     const answer = await fetch(new URL(ROUTES + route, document.baseURI), options);
+    if (answer.status === 401) throw new Error("it was started anew: load this page again");
     if (answer.headers.get("content-type")?.includes("json")) {
       const values = await answer.json();
       if (!answer.ok) throw new Error(values.error || values.detail || `answer ${answer.status}`);
@@ -50,6 +52,11 @@
     }
     if (!answer.ok) throw new Error(`answer ${answer.status}`);
     return answer.text();
+  }
+
+  /* The key for the pictures, which the browser fetches by itself. */
+  function keepKey(key) {
+    if (key) document.cookie = `lora-workshop-key-${location.port}=${key}; path=/; SameSite=Strict`;
   }
 
   /* ---- words ---- */
@@ -304,6 +311,7 @@
       if (mounted !== live) {
         mounted = live;
         for (const key of Object.keys(seen)) if (key !== "run" && key !== "lost") seen[key] = "";
+        keepKey(live.dataset.key);
         makeGroupsReachable();
         fillForm("");
       }
