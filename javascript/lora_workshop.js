@@ -10,7 +10,7 @@
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
-  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path). */
+  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path, run). */
   const core = { onStatus: [], onRun: [], fileButtons: [] };
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
@@ -115,7 +115,7 @@
     byId("bar-fill").style.width = `${percent}%`;
     byId("bar").setAttribute("aria-valuenow", String(percent));
     whenChanged("saved", run ? status.saved.map((file) => [file.path, file.epoch, file.step]) : [], (files) =>
-      showFiles(byId("saved"), files.map(([path, epoch, step]) => ({ path, label: `epoch ${epoch}, step ${step}` }))));
+      showFiles(byId("saved"), run, files.map(([path, epoch, step]) => ({ path, label: `epoch ${epoch}, step ${step}` }))));
     const told = run ? new Set([...run.dataset, ...run.plan, ...run.warnings, run.error]) : new Set();
     whenChanged("messages", run ? status.messages.filter((message) => !told.has(message.text)) : [], (messages) =>
       byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
@@ -134,10 +134,10 @@
     return [element("code", { textContent: tag }), copy];
   }
 
-  function showFiles(list, files) {
+  function showFiles(list, run, files) {
     list.replaceChildren(...files.map(({ path, label }) =>
       element("li", { title: path }, element("span", { textContent: label }), ...tagPieces(stem(path)),
-        ...core.fileButtons.map((make) => make(path)))));
+        ...core.fileButtons.map((make) => make(path, run)))));
   }
 
   /* While a run is paused: its network's name in prompts, and the way back to its checkpoint. */
@@ -203,7 +203,7 @@
     const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
     const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
     const files = element("ul", { className: "lw-saved" });
-    showFiles(files, run.files.map((path) => ({ path, label: "" })));
+    showFiles(files, run, run.files.map((path) => ({ path, label: "" })));
     const again = element("button", { type: "button", className: "lw-button", textContent: "Use these settings" });
     again.dataset.lwAction = "use-settings";
     again.dataset.run = run.id;
