@@ -10,7 +10,7 @@
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
-  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path). */
+  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path, run). */
   const core = { onStatus: [], onRun: [], fileButtons: [] };
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
@@ -36,13 +36,15 @@
   }
 
   async function ask(route, body) {
-    const options = { credentials: "same-origin" };
+    const options = { credentials: "same-origin", headers: {} };
+    const key = byId("live").dataset.key;
+    if (key) options.headers["X-LoRA-Workshop-Key"] = key;
     if (body !== undefined) {
-      Object.assign(options, {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-      });
+      Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+      options.headers["Content-Type"] = "application/json";
     }
     const answer = await fetch(new URL(ROUTES + route, document.baseURI), options);
+    if (answer.status === 401) throw new Error("it was started anew: load this page again");
     if (answer.headers.get("content-type")?.includes("json")) {
       const values = await answer.json();
       if (!answer.ok) throw new Error(values.error || values.detail || `answer ${answer.status}`);
@@ -50,6 +52,11 @@
     }
     if (!answer.ok) throw new Error(`answer ${answer.status}`);
     return answer.text();
+  }
+
+  /* The key for the pictures, which the browser fetches by itself. */
+  function keepKey(key) {
+    if (key) document.cookie = `lora-workshop-key-${location.port}=${key}; path=/; SameSite=Strict`;
   }
 
   /* ---- words ---- */
@@ -109,7 +116,7 @@
     byId("bar-fill").style.width = `${percent}%`;
     byId("bar").setAttribute("aria-valuenow", String(percent));
     whenChanged("saved", run ? status.saved.map((file) => [file.path, file.epoch, file.step]) : [], (files) =>
-      showFiles(byId("saved"), files.map(([path, epoch, step]) => ({ path, label: `epoch ${epoch}, step ${step}` }))));
+      showFiles(byId("saved"), run, files.map(([path, epoch, step]) => ({ path, label: `epoch ${epoch}, step ${step}` }))));
     const told = run ? new Set([...run.dataset, ...run.plan, ...run.warnings, run.error]) : new Set();
     whenChanged("messages", run ? status.messages.filter((message) => !told.has(message.text)) : [], (messages) =>
       byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
@@ -128,10 +135,10 @@
     return [element("code", { textContent: tag }), copy];
   }
 
-  function showFiles(list, files) {
+  function showFiles(list, run, files) {
     list.replaceChildren(...files.map(({ path, label }) =>
       element("li", { title: path }, element("span", { textContent: label }), ...tagPieces(stem(path)),
-        ...core.fileButtons.map((make) => make(path)))));
+        ...core.fileButtons.map((make) => make(path, run)))));
   }
 
   /* While a run is paused: its network's name in prompts or why it does nothing, and the way back to its checkpoint. */
@@ -198,7 +205,7 @@
     const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
     const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
     const files = element("ul", { className: "lw-saved" });
-    showFiles(files, run.files.map((path) => ({ path, label: "" })));
+    showFiles(files, run, run.files.map((path) => ({ path, label: "" })));
     const again = element("button", { type: "button", className: "lw-button", textContent: "Use these settings" });
     again.dataset.lwAction = "use-settings";
     again.dataset.run = run.id;
@@ -306,6 +313,7 @@
       if (mounted !== live) {
         mounted = live;
         for (const key of Object.keys(seen)) if (key !== "run" && key !== "lost") seen[key] = "";
+        keepKey(live.dataset.key);
         makeGroupsReachable();
         fillForm("");
       }

@@ -25,7 +25,7 @@
 
   async function fill(box, run) {
     const { samples } = await ask(`run/${encodeURIComponent(run.id)}/samples`);
-    for (const each of samples) each.network = networkOf(each, run);
+    for (const each of samples) Object.assign(each, { run: run.name, network: networkOf(each, run) });
     const columns = [...new Map(samples.map((each) => [each.step, each])).values()].sort((a, b) => a.step - b.step);
     const rows = [...new Map(samples.map((each) => [each.prompt_number, each])).values()]
       .sort((a, b) => a.prompt_number - b.prompt_number);

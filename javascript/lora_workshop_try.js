@@ -69,11 +69,9 @@
 
   /* ---- tags ---- */
 
-  const runName = (name) => name.replace(/-(\d{6}|step\d{8})$/, "");
-
-  /* The prompt with the network's tag: in the place of another file of the same run, with its weight, or at the end. */
-  function withTag(prompt, name) {
-    const own = runName(name).replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  /* The prompt with a network's tag: in the place of another file of its run, with its weight, or at the end. */
+  function withTag(prompt, name, run) {
+    const own = run.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
     let placed = false;
     const replaced = prompt.replace(new RegExp(`<(?:lora|lyco):${own}(?:-\\d{6}|-step\\d{8})?(:[^>]*)?>`, "gi"), (_, rest) => {
       if (placed) return "";
@@ -91,27 +89,29 @@
     return tabs.find((tab) => tab.textContent.trim() === title).click();
   }
 
-  async function useNetwork(name) {
+  /* Puts the tag into the prompt; where that names nothing yet, `trial` comes before it. */
+  async function useNetwork(name, run, trial) {
     const prompt = PROMPTS[byId("try").dataset.program];
     openTab("Generate");
     const node = await until("the prompt", () => visible(field(prompt)) && field(prompt));
-    write(node, withTag(node.value, name));
+    const words = node.value.replace(/<[^>]*>/g, "").trim();
+    write(node, withTag(words ? node.value : [trial, node.value].filter(Boolean).join(" "), name, run));
     node.focus();
   }
 
   /* ---- grids ---- */
 
   /* The epochs among a run's files, as the axis takes them. */
-  function epochsOf(name, files) {
-    const numbers = files.map((path) => stem(path)).filter((each) => runName(each) === name)
-      .map((each) => each.match(/-(\d{6})$/)).filter(Boolean).map((found) => Number(found[1]));
-    const last = files.some((path) => stem(path) === name) ? ["last"] : [];
+  function epochsOf(run) {
+    const ends = run.files.map(stem).filter((each) => each.startsWith(run.name)).map((each) => each.slice(run.name.length));
+    const numbers = ends.filter((each) => /^-\d{6}$/.test(each)).map((each) => Number(each.slice(1)));
+    const last = ends.includes("") ? ["last"] : [];
     return [...numbers.sort((a, b) => a - b), ...last].join(", ");
   }
 
-  async function plotInWebUI(name, last, epochs) {
+  async function plotInWebUI({ name, last, epochs, trial }) {
     const plot = "#script_txt2img_xyz_plot_";
-    await useNetwork(last);
+    await useNetwork(last, name, trial);
     await choose("#txt2img_script_container #script_list", "X/Y/Z plot");
     await until("the X/Y/Z plot", () => visible(field(`${plot}x_type`)));
     await tick(`${plot}csv_mode`);
@@ -121,25 +121,24 @@
     await keep({ [`${plot}x_values`]: `None, ${epochs}`, [`${plot}y_values`]: WEIGHTS });
   }
 
-  async function plotInApp(name, epochs) {
+  async function plotInApp({ name, epochs, trial }) {
     openTab("Grid");
     await keep({ "#lw-grid-network": name, "#lw-grid-epochs": epochs, "#lw-grid-weights": WEIGHTS });
     field("#lw-grid-network").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
     field("#lw-grid-network").blur();
-    const prompt = field("#lw-generate-prompt").value;
+    const prompt = field("#lw-generate-prompt").value || trial;
     if (prompt) write(field("#lw-grid-prompt"), prompt);
   }
 
   /* ---- what the page shows and does ---- */
 
-  actions["use-network"] = (button) => useNetwork(button.dataset.name);
+  actions["use-network"] = (button) => useNetwork(button.dataset.name, button.dataset.run, button.dataset.trial);
 
   actions["plot-network"] = async (button) => {
-    const { name, last, epochs } = button.dataset;
     byId("try-note").textContent = "";
     button.disabled = true;
     try {
-      await (inWebUI() ? plotInWebUI(name, last, epochs) : plotInApp(name, epochs));
+      await (inWebUI() ? plotInWebUI(button.dataset) : plotInApp(button.dataset));
     } catch (error) {
       byId("try-note").textContent = error.message;
     } finally {
@@ -157,17 +156,17 @@
   function buttonsOf(run) {
     if (!run || !run.files.length) return [];
     const last = stem(run.files[run.files.length - 1]);
-    const epochs = epochsOf(run.name, run.files);
-    const plot = makeButton("lw-button", words().plot, "plot-network", { name: run.name, last, epochs });
+    const epochs = epochsOf(run);
+    const plot = makeButton("lw-button", words().plot, "plot-network", { name: run.name, last, epochs, trial: run.trial_prompt });
     return [
-      makeButton("lw-button", words().use, "use-network", { name: last }),
+      makeButton("lw-button", words().use, "use-network", { name: last, run: run.name, trial: run.trial_prompt }),
       element("code", { textContent: `<lora:${last}:1>` }),
       ...(epochs ? [plot, element("span", { className: "lw-hint", textContent: `epochs ${epochs} × weights ${WEIGHTS}` })] : []),
     ];
   }
 
-  core.fileButtons.push((path) => {
-    const made = makeButton("lw-copy", "Use", "use-network", { name: stem(path) });
+  core.fileButtons.push((path, run) => {
+    const made = makeButton("lw-copy", "Use", "use-network", { name: stem(path), run: run.name, trial: run.trial_prompt });
     made.title = words().use;
     return made;
   });
@@ -190,7 +189,9 @@
   });
 
   /* The WebUI's cards: new files, and the pictures that samples have put beside them. */
-  const refreshCards = () => document.querySelector("#txt2img_lora_extra_refresh_internal")?.click();
+  function refreshCards() {
+    for (const tab of ["txt2img", "img2img"]) document.querySelector(`#${tab}_lora_extra_refresh_internal`)?.click();
+  }
 
   /* ---- samples ---- */
 
@@ -199,7 +200,7 @@
   /* The infotext of a sample, with the tag of the file that was saved at its step where there is one. */
   function infotextOf(sample) {
     const [prompt, ...rest] = sample.infotext.split(/\n(?=Negative prompt: |Steps: )/);
-    return sample.network ? [withTag(prompt, sample.network), ...rest].join("\n") : sample.infotext;
+    return sample.network ? [withTag(prompt, sample.network, sample.run), ...rest].join("\n") : sample.infotext;
   }
 
   /* Sends it, or copies it; says whether the picture may be closed. */

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.host_notices import HostNotices, writes_cards
@@ -14,6 +15,7 @@ from lora_ext.jobs.live_status import FanOut
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun
 from lora_ext.protocols import (
+    Borrow,
     Control,
     EpochReport,
     Events,
@@ -31,45 +33,70 @@ _SECONDS_BETWEEN_WRITES = 2.0
 
 
 class RecordingEvents(Events):
-    """Writes what happens into the run's folder: every step into steps.csv, the record now and then."""
+    """Writes what happens into the run's folder: every step into steps.csv, the record now and then.
 
-    def __init__(self, run: OpenRun) -> None:
+    Where that cannot be written, `events` is told, once: the network's files matter more, and may lie elsewhere.
+    """
+
+    def __init__(self, run: OpenRun, events: Events) -> None:
         self.run = run
+        self.events = events
         self._written = time.monotonic()
+        self._told = False
+
+    def enter(self, **changes: Any) -> None:
+        """Change fields of the record, on disk too where that can be."""
+        self._try(lambda: self.run.update(**changes))
+
+    def close(self) -> None:
+        """Close the run's files."""
+        self._try(self.run.close)
 
     def run_started(self, total_steps: int, total_epochs: int) -> None:
         """Enter how long the run is."""
-        self.run.update(total_steps=total_steps, total_epochs=total_epochs)
+        self.enter(total_steps=total_steps, total_epochs=total_epochs)
 
     def step(self, report: StepReport) -> None:
         """Append the step; enter it in the record where the last entry is some seconds old."""
-        self.run.steps.append(report)
+        self._try(lambda: self.run.steps.append(report))
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
-            self.run.update(steps=report.step, epochs=report.epoch, loss=report.loss)
+            self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
             self._written = time.monotonic()
 
     def epoch(self, report: EpochReport) -> None:
         """Enter the epoch."""
-        self.run.update(steps=report.step, epochs=report.epoch, loss=report.loss)
+        self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Enter the file, and leave out those that are no longer there."""
         path = str(saved.path)
         others = [file for file in self.run.record.files if file != path and os.path.exists(file)]
-        self.run.update(files=(*others, path), steps=saved.step, epochs=saved.epoch)
+        self.enter(files=(*others, path), steps=saved.step, epochs=saved.epoch)
 
     def paused(self, report: PauseReport) -> None:
         """Enter that the run stands still, and why it could not go on where it was told to."""
         note = report.problem or f"paused after {report.step} steps; the checkpoint is free until Resume"
-        self.run.update(state="paused", note=note, steps=report.step, epochs=report.epoch)
+        self.enter(state="paused", note=note, steps=report.step, epochs=report.epoch)
 
     def resumed(self) -> None:
         """Enter that the run goes on."""
-        self.run.update(state="running", note="")
+        self.enter(state="running", note="")
 
     def sampled(self, sample: Sample) -> None:
-        """Keep the picture in the run's folder."""
+        """Keep the picture in the run's folder; OSError where it cannot be, which ends no run either."""
         self.run.samples.add(sample)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self.events.message(
+                    "warning",
+                    f"{self.run.folder} cannot be written ({error.strerror or error}): the network's files are not "
+                    "touched by that, but the list of runs and the loss chart will lack something. Free some space",
+                )
 
 
 def output_folder(config: TrainConfig, host: Host) -> Path:
@@ -87,37 +114,37 @@ def train_recorded(
     """
     visible = FanOut(sinks)
     notices = HostNotices(host, visible, writes_cards(config, host))
-    events = FanOut([notices, *sinks, RecordingEvents(run)])  # what the record says is true already
+    recording = RecordingEvents(run, visible)
+    events = FanOut([notices, *sinks, recording])  # what the record says is true already
     try:
         visible.phase("waiting for the checkpoint", 0, 0)
-        run.update(state="running", started=time.time(), note="")
+        recording.enter(state="running", started=time.time(), note="")
         try:
-            result = _train(host, run, config, control, events)
+            with host.borrow() as borrow:
+                recording.enter(checkpoint=borrow.checkpoint.name)
+                result = _train(host, run, config, control, events, borrow)
         finally:
             notices.end()
         _delete_paused_file(run, visible)
-        _enter_result(run, result)
+        recording.enter(finished=time.time(), **_fields_of(result))
     except UserError as error:
         visible.message("error", str(error))
-        run.update(state="failed", error=str(error), note=_note_of_failure(run), finished=time.time())
+        recording.enter(state="failed", error=str(error), note=_note_of_failure(run), finished=time.time())
     except Exception as error:
         text = f"{type(error).__name__}: {error} (traceback in {run.folder / 'error.txt'})"
         visible.message("error", text)
-        run.update(state="failed", error=text, note=_note_of_failure(run), finished=time.time())
+        recording.enter(state="failed", error=text, note=_note_of_failure(run), finished=time.time())
         run.write_error(traceback.format_exc())
     finally:
-        run.close()
+        recording.close()
     return run.record
 
 
-def _train(host: Host, run: OpenRun, config: TrainConfig, control: Control, events: Events) -> TrainingResult:
-    with host.borrow() as borrow:
-        checkpoint = borrow.checkpoint
-        run.update(checkpoint=checkpoint.name)
-        place = PausePlace(borrow, run.paused_file)
-        return Trainer(
-            checkpoint, config, Path(run.record.output_dir), events, control, generator=host, pause_place=place
-        ).run()
+def _train(
+    host: Host, run: OpenRun, config: TrainConfig, control: Control, events: Events, borrow: Borrow
+) -> TrainingResult:
+    output_dir, place = Path(run.record.output_dir), PausePlace(borrow, run.paused_file)
+    return Trainer(borrow.checkpoint, config, output_dir, events, control, generator=host, pause_place=place).run()
 
 
 def _delete_paused_file(run: OpenRun, events: Events) -> None:
@@ -133,7 +160,8 @@ def _note_of_failure(run: OpenRun) -> str:
     return f"what was trained up to its last pause is in {run.paused_file}" if run.paused_file.is_file() else ""
 
 
-def _enter_result(run: OpenRun, result: TrainingResult) -> None:
+def _fields_of(result: TrainingResult) -> dict[str, Any]:
+    """What a run's record says of its end."""
     if result.cancelled:
         state, note = "stopped", f"cancelled after {result.steps} steps; nothing more was written"
     elif result.stopped and not result.steps:
@@ -144,12 +172,11 @@ def _enter_result(run: OpenRun, result: TrainingResult) -> None:
         state, note = "finished", ""
     if result.bad_steps:
         note = "; ".join(filter(None, [note, f"{result.bad_steps} steps without a finite loss were left out"]))
-    run.update(
-        state=state,
-        note=note,
-        finished=time.time(),
-        steps=result.steps,
-        epochs=result.epochs,
-        loss=result.final_loss,
-        files=tuple(str(file) for file in result.files),
-    )
+    return {
+        "state": state,
+        "note": note,
+        "steps": result.steps,
+        "epochs": result.epochs,
+        "loss": result.final_loss,
+        "files": tuple(str(file) for file in result.files),
+    }

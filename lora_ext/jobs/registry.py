@@ -61,9 +61,14 @@ class OpenRun:
         (self.folder / "error.txt").write_text(text, encoding="utf-8")
 
     def close(self) -> None:
-        """Close the files and give the lock back; to be called after the final state has been written."""
-        self.steps.close()
-        self._lock.release()
+        """Close the files and give the lock back; to be called after the final state has been written.
+
+        OSError where the last steps cannot be written; the lock is given back all the same.
+        """
+        try:
+            self.steps.close()
+        finally:
+            self._lock.release()
 
 
 class RunRegistry:

@@ -175,7 +175,7 @@ class JobRunner:
             try:
                 train_recorded(self.host, job.run, job.config, job.control, [job.live])
             except Exception as error:
-                # The end could not be entered in the registry (its disk is full or gone); the next run must start.
+                # A failure whose traceback could not be kept (the disk is full or gone): the next run must start.
                 job.live.message("error", f"The registry of runs cannot be written: {type(error).__name__}: {error}")
             finally:
                 with self._lock:

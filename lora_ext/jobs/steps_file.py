@@ -41,10 +41,10 @@ class StepsFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file; OSError where the last lines cannot be written."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def read_steps(path: Path) -> list[LoggedStep]:

@@ -35,6 +35,8 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_NETWORK_STARTS = ("lora_", "lycoris_", "lyco_", "oft_unet_")
+_NETWORK_PARTS = (".lora_", ".lora.", ".hada_", ".lokr_", ".oft_")
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what the WebUI's old model hash looks at
 
@@ -52,6 +54,12 @@ class NetworkHeader:
     def keys(self) -> list[str]:
         """The tensors' names."""
         return list(self.shapes)
+
+    @property
+    def holds_network(self) -> bool:
+        """Whether it is the header of a network, of any kind and of any program; a checkpoint has no such names."""
+        named = any(key.startswith(_NETWORK_STARTS) or any(part in key for part in _NETWORK_PARTS) for key in self.keys)
+        return named or "ss_network_module" in self.metadata
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from lora_ext.config.sample_prompts import SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan, scan_dataset
 from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
-from lora_ext.training.plan import TrainingPlan, make_plan
+from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
 from lora_ext.training.samples import read_sample_prompts
 
@@ -55,7 +56,9 @@ def prepare_run(
     scan = scan_dataset(config.dataset)
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
-    return PreparedRun(config, output_dir, rates, scan, report, make_plan(config, report, output_dir), prompts)
+    plan = make_plan(config, report, output_dir)
+    check_replaced([output_dir / name for name in written_files(config.saving, plan.total_epochs)])
+    return PreparedRun(config, output_dir, rates, scan, report, plan, prompts)
 
 
 def check_output(config: TrainConfig, output_dir: Path) -> None:
@@ -74,6 +77,23 @@ def check_output(config: TrainConfig, output_dir: Path) -> None:
         raise UserError(
             f"output folder {output_dir} cannot be written to ({reason}): choose another output_dir or free this one"
         ) from error
+
+
+def check_replaced(files: Sequence[Path]) -> None:
+    """Raise UserError where one of these files is there and is no network: a checkpoint, most likely.
+
+    What cannot be read as a file of tensors holds nothing to lose.
+    """
+    for path in files:
+        try:
+            header = scan_network(path) if path.is_file() else None
+        except UserError:
+            continue
+        if header is not None and header.shapes and not header.holds_network:
+            raise UserError(
+                f"{path} is there already and is no network (a checkpoint?): the run would replace it; "
+                "choose another output_name or output_dir"
+            )
 
 
 def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_ext.protocols import Borrow, Control, Events, OtherCheckpointError, PauseReport, ResumeRequest, UserError
+from lora_ext.training.out_of_memory import is_out_of_memory
 from lora_ext.training.plan import live_name
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.session import Session
@@ -58,10 +59,26 @@ class Pauses:
         """Take the checkpoint again; False where it cannot be had now, which is reported."""
         try:
             self.place.borrow.resume(request.load_checkpoint)
+            self.events.resumed()  # at once: who wants the checkpoint from now on ends a run that goes on
+            self.session.enter_again(self.place.borrow.checkpoint)
         except UserError as error:
             missing = error.wanted if isinstance(error, OtherCheckpointError) else ""
-            self.events.paused(replace(report, problem=str(error), missing_checkpoint=missing))
+            self._stay(replace(report, problem=str(error), missing_checkpoint=missing))
             return False
-        self.events.resumed()  # at once: who wants the checkpoint from now on ends a run that goes on
-        self.session.enter_again(self.place.borrow.checkpoint)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._stay(replace(report, problem=_no_memory(error)))
+            return False
         return True
+
+    def _stay(self, report: PauseReport) -> None:
+        """Hand back what was taken so far, and say why the run does not go on."""
+        self.session.leave()
+        self.place.borrow.suspend()
+        self.events.paused(report)
+
+
+def _no_memory(error: RuntimeError) -> str:
+    reason = str(error).partition("\n")[0]
+    return f"not enough free memory to go on: close what uses it, then press Resume ({reason})"

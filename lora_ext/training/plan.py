@@ -92,12 +92,19 @@ def epoch_to_delete(saving: SavingSettings, epoch: int) -> int | None:
     return old if old > 0 else None
 
 
+def written_files(saving: SavingSettings, total_epochs: int) -> list[str]:
+    """Names of the files that a whole run writes, in their order; those that it deletes again are among them."""
+    epochs = [epoch for epoch in range(1, total_epochs + 1) if saves_epoch(saving, epoch, total_epochs)]
+    return [*(epoch_file_name(saving.output_name, epoch) for epoch in epochs), last_file_name(saving.output_name)]
+
+
 def kept_files(saving: SavingSettings, total_epochs: int) -> list[str]:
     """Names of the files that are there at the end of a whole run, in the order they are written."""
-    epochs = [epoch for epoch in range(1, total_epochs + 1) if saves_epoch(saving, epoch, total_epochs)]
-    deleted = {epoch_to_delete(saving, epoch) for epoch in epochs}
-    names = [epoch_file_name(saving.output_name, epoch) for epoch in epochs if epoch not in deleted]
-    return [*names, last_file_name(saving.output_name)]
+    gone = [
+        epoch_to_delete(saving, epoch) for epoch in range(1, total_epochs) if saves_epoch(saving, epoch, total_epochs)
+    ]
+    deleted = {epoch_file_name(saving.output_name, epoch) for epoch in gone if epoch is not None}
+    return [name for name in written_files(saving, total_epochs) if name not in deleted]
 
 
 def _warnings(config: TrainConfig, updates_per_epoch: int, files: list[Path], output_dir: Path) -> list[str]:

@@ -21,6 +21,7 @@ from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import TextConditioning, token_count
 from lora_ext.training.noise import generator_for
 from lora_ext.training.optimizers import make_optimizer, set_learning_rates
+from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace, Pauses
 from lora_ext.training.plan import TrainingPlan, saves_epoch
 from lora_ext.training.precision import autocasting, computing_in
@@ -114,7 +115,7 @@ class Trainer:
             )  # fmt: skip
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise UserError(out_of_memory_text(self.config, self.checkpoint.device)) from error
+                raise UserError(advice_for(self.config, self.checkpoint.device)) from error
             raise
 
     def _run(self, started: float) -> TrainingResult:
@@ -267,21 +268,3 @@ def mean_finite(losses: Sequence[float]) -> float:
     """Mean of the losses that are numbers; nan where there are none."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     return sum(finite) / len(finite) if finite else math.nan
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch failed for want of memory, on a GPU or on the CPU."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def out_of_memory_text(config: TrainConfig, device: torch.device) -> str:
-    """What to do where memory does not suffice for a run."""
-    advice = []
-    if not config.memory.gradient_checkpointing:
-        advice.append("switch gradient_checkpointing on")
-    if config.learning.train_batch_size > 1:
-        advice.append(f"lower train_batch_size (now {config.learning.train_batch_size})")
-    advice.append(f"lower resolution (now {config.dataset.resolution})")
-    if not config.network.network_train_unet_only:
-        advice.append("switch network_train_unet_only on")
-    return f"not enough memory on {device} for this run: {', '.join(advice)}"

@@ -21,8 +21,11 @@ CONTROLS = """
 </div>
 """
 
-LIVE_PANEL = """
-<section id="lw-live" class="lw-live" data-state="idle" aria-label="training">
+
+def live_panel(page_key: str) -> str:
+    """The run that goes on; the script sends the key along with all that it asks, where there is one."""
+    return f"""
+<section id="lw-live" class="lw-live" data-state="idle" data-key="{escape(page_key)}" aria-label="training">
   <p class="lw-run-line"><span id="lw-run-state" class="lw-pill">idle</span><b id="lw-run-name"></b></p>
   <div id="lw-bar" class="lw-bar" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100">
     <div id="lw-bar-fill"></div>

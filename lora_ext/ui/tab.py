@@ -18,7 +18,7 @@ from lora_ext.jobs.runner import JobRunner
 from lora_ext.protocols import Host, UserError
 from lora_ext.ui import markup
 from lora_ext.ui.forms import FOLDER_FIELD, MAIN_FIELDS, SettingsForm, folded_fields, make_field, make_group
-from lora_ext.ui.pieces import CONTROLS, LIVE_PANEL, RUNS_PANEL, step_heading, try_panel
+from lora_ext.ui.pieces import CONTROLS, RUNS_PANEL, live_panel, step_heading, try_panel
 from lora_ext.web.planning import PlanningDesk
 from lora_ext.web.requests import problems_of
 
@@ -41,18 +41,20 @@ def make_tab(
     desk: PlanningDesk | None = None,
     defaults: Mapping[str, Any] | None = None,
     program: str = "webui",
+    page_key: str = "",
 ) -> gr.Blocks:
     """The tab as Blocks of its own, to be rendered inside a program's page.
 
     `panels` stand between training and past runs; `defaults` are settings that differ from the declared ones;
-    `program` is the one that serves the page (webui, standalone), for what its script does outside this tab.
+    `program` is the one that serves the page (webui, standalone), for what its script does outside this tab;
+    `page_key` goes along with all that its script asks, where the program wants one.
     """
     actions = TrainingActions(host, runner, desk or PlanningDesk(host))
     with gr.Blocks(analytics_enabled=False, title="LoRA Workshop") as tab:
         gr.HTML(lambda: markup.status_bar(host.checkpoint_info()), elem_id="lw-status")
         with gr.Tabs(elem_id="lw-tabs"):
             with gr.Tab("Train", elem_id="lw-tab-train"):
-                _training_page(actions, defaults or {}, program)
+                _training_page(actions, defaults or {}, program, page_key)
             for panel in panels:
                 with gr.Tab(panel.title, elem_id=f"lw-tab-{panel.title.lower()}") as opened:
                     panel.build(opened)
@@ -118,7 +120,7 @@ class TrainingActions:
             return None
 
 
-def _training_page(actions: TrainingActions, defaults: Mapping[str, Any], program: str) -> None:
+def _training_page(actions: TrainingActions, defaults: Mapping[str, Any], program: str, page_key: str) -> None:
     known = all_settings()
     fields: dict[str, gr.components.Component] = {}
     gr.HTML(step_heading(1, "Pictures"))
@@ -139,7 +141,7 @@ def _training_page(actions: TrainingActions, defaults: Mapping[str, Any], progra
     with gr.Row(elem_id="lw-start-row"):
         start = gr.Button("Start", variant="primary", elem_id="lw-start", scale=0, min_width=140)
         gr.HTML(CONTROLS, elem_id="lw-controls")
-    gr.HTML(LIVE_PANEL, elem_id="lw-live-panel")
+    gr.HTML(live_panel(page_key), elem_id="lw-live-panel")
     gr.HTML(step_heading(5, "Try it"))
     gr.HTML(try_panel(program), elem_id="lw-try-panel")
     with gr.Row(elem_classes=["lw-hidden"]):

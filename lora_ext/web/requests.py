@@ -47,15 +47,23 @@ def problems_of(error: UserError) -> list[str]:
 def refuse_other_sites(request: HTTPConnection) -> None:
     """Answer 403 to a request that a browser sends on behalf of a page of another site.
 
-    Browsers say where a request comes from (Sec-Fetch-Site, Origin); programs that are no browser say neither.
+    Browsers say where a request comes from: by Sec-Fetch-Site, which decides alone, for behind a proxy the names in
+    Origin and Host may differ; or, old ones and those on an address without https, by Origin. Programs say neither.
     """
     site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        if site not in _OWN_SITE:
+            raise HTTPException(status_code=403, detail="requests from other sites are refused")
+        return
     origin = request.headers.get("origin")
-    allowed_hosts = {request.headers.get("host", ""), request.headers.get("x-forwarded-host", "")} - {""}
-    if site is not None and site not in _OWN_SITE:
-        raise HTTPException(status_code=403, detail="requests from other sites are refused")
-    if origin is not None and urlsplit(origin).netloc not in allowed_hosts:
+    if origin is not None and urlsplit(origin).netloc not in _own_names(request):
         raise HTTPException(status_code=403, detail=f"requests from {origin} are refused")
+
+
+def _own_names(request: HTTPConnection) -> set[str]:
+    """Names under which the browser may know this program: its own, and what each proxy was asked for."""
+    forwarded = request.headers.get("x-forwarded-host", "").split(",")
+    return {name.strip() for name in (request.headers.get("host", ""), *forwarded)} - {""}
 
 
 def local_requests_only(request: HTTPConnection) -> None:

@@ -2,6 +2,9 @@
 
 Every route asks the injected `authenticate` first and refuses pages of other sites. What a person can put right is
 answered as 400 with {"error": …, "problems": […]}.
+
+How a run goes on and its control are answered in the event loop: the server's worker threads may all be waiting for the
+end of that very run, with pictures or settings that somebody has asked for. What reads folders is left to a worker.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
@@ -49,13 +53,18 @@ class ResumeBody(RunBody):
 
 
 def make_router(
-    runner: JobRunner, host: Host, authenticate: Callable[..., Any], desk: PlanningDesk | None = None
+    runner: JobRunner, host: Host, authenticate: Callable[[Request], None], desk: PlanningDesk | None = None
 ) -> APIRouter:
-    """The routes under `lora-workshop/api`. `authenticate` is a FastAPI dependency that raises HTTPException."""
+    """The routes under `lora-workshop/api`. `authenticate` raises HTTPException, and must not block."""
+
+    async def check(request: Request) -> None:
+        authenticate(request)
+        refuse_other_sites(request)
+
     router = APIRouter(
         prefix=f"/{ROUTES}",
         route_class=UserErrorRoute,
-        dependencies=[Depends(authenticate), Depends(refuse_other_sites)],
+        dependencies=[Depends(check)],
         tags=["LoRA Workshop"],
     )
     planning = desk or PlanningDesk(host)
@@ -88,14 +97,14 @@ def _add_planning(router: APIRouter, runner: JobRunner, desk: PlanningDesk) -> N
 
 def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
     @router.get("/status")
-    def status(response: Response, run: str | None = None) -> dict[str, Any]:
+    async def status(response: Response, run: str | None = None) -> dict[str, Any]:
         """How a run goes on (the present or latest one without an id), and what is loaded."""
         response.headers.update(_NEVER_STORE)
         info = host.checkpoint_info()
         checkpoint = {**asdict(info), "line": checkpoint_line(info)}
-        state = runner.status(run)
-        problem = host.live_network_problem() if state.live_network else ""
-        return {**state.as_json(), "live_network_problem": problem, "checkpoint": checkpoint}
+        found = runner.status() if run is None else await run_in_threadpool(runner.status, run)  # an old one is read
+        problem = host.live_network_problem() if found.live_network else ""
+        return {**found.as_json(), "live_network_problem": problem, "checkpoint": checkpoint}
 
     @router.get("/runs")
     def runs(response: Response) -> dict[str, Any]:
@@ -129,32 +138,32 @@ def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
 
 def _add_control(router: APIRouter, runner: JobRunner) -> None:
     @router.post("/stop")
-    def stop(body: RunBody) -> dict[str, Any]:
+    async def stop(body: RunBody) -> dict[str, Any]:
         """End the run after its present step and keep what is trained."""
         return runner.stop(body.id).as_json()
 
     @router.post("/cancel")
-    def cancel(body: RunBody) -> dict[str, Any]:
+    async def cancel(body: RunBody) -> dict[str, Any]:
         """End the run after its present step and write nothing more."""
         return runner.cancel(body.id).as_json()
 
     @router.post("/pause")
-    def pause(body: RunBody) -> dict[str, Any]:
+    async def pause(body: RunBody) -> dict[str, Any]:
         """Give the checkpoint back after the present step; prompts may use what is trained so far meanwhile."""
         return runner.pause(body.id).as_json()
 
     @router.post("/resume")
-    def resume(body: ResumeBody) -> dict[str, Any]:
+    async def resume(body: ResumeBody) -> dict[str, Any]:
         """Let a paused run go on."""
         return runner.resume(body.id, body.load_checkpoint).as_json()
 
     @router.post("/save")
-    def save(body: RunBody) -> dict[str, Any]:
+    async def save(body: RunBody) -> dict[str, Any]:
         """Write a file after the present step and go on."""
         return runner.save_now(body.id).as_json()
 
     @router.post("/sample")
-    def sample(body: RunBody) -> dict[str, Any]:
+    async def sample(body: RunBody) -> dict[str, Any]:
         """Draw the samples after the present step and go on."""
         return runner.sample_now(body.id).as_json()
 

@@ -81,6 +81,26 @@ def test_use_in_generate(page: Page, app: Any, sampled: str) -> None:
     assert prompt.is_visible()
 
 
+def test_a_run_whose_name_ends_like_an_epoch(page: Page, app: Any) -> None:
+    """It is another run than that of the name without the number, and its epochs are found."""
+    run = app.ask("/start", {"settings": app.settings("sea-202611", 2)})
+    assert app.wait_until_over(run["id"])["state"] == "finished"
+    page.locator("#lw-saved li", has_text="sea-202611-000001").wait_for()
+    assert "epochs 1, last × weights" in page.locator("#lw-try-buttons").inner_text()
+    tab(page, "Generate")
+    page.locator("#lw-generate-prompt textarea").fill("a zib <lora:sea:0.5>")
+    for file, expected in (
+        ("sea-202611-000001", "a zib <lora:sea:0.5> <lora:sea-202611-000001:1>"),
+        ("sea-202611", "a zib <lora:sea:0.5> <lora:sea-202611:1>"),
+    ):
+        tab(page, "Train")
+        saved = page.locator("#lw-saved li").filter(has=page.get_by_text(f"<lora:{file}:1>", exact=True))
+        saved.locator("button", has_text="Use").click()
+        page.wait_for_function(
+            "text => document.querySelector('#lw-generate-prompt textarea').value === text", arg=expected
+        )
+
+
 def test_the_grid_of_a_run_in_one_click(page: Page, app: Any, sampled: str) -> None:
     tab(page, "Runs")
     page.locator("#lw-runs tr", has_text=NAME).locator("button", has_text="Open").click()

@@ -12,6 +12,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs import registry as registry_module
 from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
+from lora_ext.jobs.steps_file import StepsFile
 from lora_ext.protocols import ConfigError, UserError
 from lora_ext.training import trainer as trainer_module
 
@@ -188,19 +189,42 @@ def test_output_dir_of_the_settings_wins(runner: JobRunner, run_config: MakeConf
     assert runner.wait(record.id, 60).files == (str(tmp_path / "mine" / "cat.safetensors"),)
 
 
-def test_a_registry_that_cannot_be_written_does_not_block_the_queue(
+def full(*args: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_under_the_registry_does_not_end_a_run(
+    runner: JobRunner, host: Any, run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither record nor steps can be written, from the first moment to the end; the network's files can."""
+    host.gate.clear()
+    with monkeypatch.context() as patch:
+        record = runner.start(run_config())
+        until(lambda: runner.status(record.id).phase == "waiting for the checkpoint")
+        patch.setattr(registry_module, "write_text_atomically", full)
+        patch.setattr(StepsFile, "append", full)
+        patch.setattr(StepsFile, "close", full)
+        host.gate.set()
+        final = runner.wait(record.id, 60)
+    assert (final.state, final.steps, final.error) == ("finished", 4, None)
+    assert names(final.files) == ["cat-000001.safetensors", "cat.safetensors"]
+    assert all(Path(file).is_file() for file in final.files)
+    messages = [each["text"] for each in runner.status(record.id).messages]
+    told = [text for text in messages if "No space left" in text]
+    assert len(told) == 1 and f"{record.id} cannot be written (No space left on device)" in told[0]
+    assert runner.registry.record(record.id).state == "crashed"  # the lock is free, and the last entry an old one
+    assert runner.wait(runner.start(run_config()).id, 60).state == "finished"
+
+
+def test_a_failure_that_cannot_be_kept_does_not_block_the_queue(
     runner: JobRunner, run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        record = runner.start(run_config(max_train_epochs=LONG))
-        until(lambda: len(runner.status(record.id).losses) > 0)
-        patch.setattr(registry_module, "write_text_atomically", full)
-        failed = runner.wait(record.id, 30)
+        patch.setattr(trainer_module.Trainer, "_train", full)
+        patch.setattr(registry_module.OpenRun, "write_error", full)
+        failed = runner.wait(runner.start(run_config()).id, 30)
     assert failed.state == "failed" and "No space left" in (failed.error or "")
-    assert "registry of runs cannot be written" in runner.status(record.id).messages[-1]["text"]
+    assert "registry of runs cannot be written" in runner.status(failed.id).messages[-1]["text"]
     assert runner.wait(runner.start(run_config()).id, 60).state == "finished"
 
 

@@ -176,10 +176,47 @@ def test_without_its_checkpoint_it_stays_paused_and_says_so(train: Any, small_co
     straight, _ = train(config)
     refusal = OtherCheckpointError("tiny-sd1", "something-else")
     result, owner = train(config, (1,), lambda each: each.problems.append(refusal))
-    assert owner.happened == ["paused", "handed back", "taken again", "problem", "loaded", "resumed"]
+    assert owner.happened == [
+        "paused", "handed back", "taken again", "handed back", "problem", "loaded", "resumed",
+    ]  # fmt: skip
     assert owner.reports[1].missing_checkpoint == "tiny-sd1"
     assert "trains on tiny-sd1, and now something-else is loaded: load tiny-sd1 again" in owner.reports[1].problem
     assert hash_of(result) == hash_of(straight)
+
+
+@pytest.mark.parametrize("place", ["taking the checkpoint", "setting it up"])
+def test_without_memory_it_stays_paused_and_loses_nothing(
+    place: str, train: Any, checkpoint: Checkpoint, small_config: MakeConfig, state_of: StateOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Memory is scarce once, before or after the checkpoint has been taken; the second Resume goes on exactly."""
+    config = small_config(max_train_epochs=1, gradient_checkpointing=True)
+    before, left = state_of(checkpoint), []
+    straight, _ = train(config)
+    shortage = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def scarce(owner: Owner) -> None:
+        owner.while_paused = lambda: look(owner)
+        if place == "taking the checkpoint":
+            owner.problems.append(shortage)
+
+    def look(owner: Owner) -> None:
+        left.append(state_of(checkpoint) == before)
+        if place == "setting it up" and len(left) == 1:
+            monkeypatch.setattr("lora_ext.training.session.gradient_checkpointing", fail_once)
+        owner.control.resume()
+
+    def fail_once(*_: object) -> None:
+        monkeypatch.undo()
+        raise shortage
+
+    result, owner = train(config, (2,), scarce)
+    assert owner.happened == [
+        "paused", "handed back", "taken again", "handed back", "problem", "loaded", "resumed",
+    ]  # fmt: skip
+    assert left == [True, True]
+    assert owner.reports[1].problem.startswith("not enough free memory to go on: close what uses it, then press Resume")
+    assert (hash_of(result), result.losses) == (hash_of(straight), straight.losses)
 
 
 def test_a_borrow_that_breaks_ends_the_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import read_network
 from lora_ext.protocols import Events, MessageLevel, StepReport, UserError
-from lora_ext.training import trainer as trainer_module
+from lora_ext.training.checks import check_replaced
+from lora_ext.training.out_of_memory import is_out_of_memory
 from lora_ext.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -36,6 +39,33 @@ def test_an_output_folder_that_is_a_file(checkpoint: Checkpoint, small_config: M
     (tmp_path / "out").write_bytes(b"")
     message = refusal(checkpoint, small_config(), tmp_path / "out")
     assert str(tmp_path / "out") in message and "cannot be written to" in message
+
+
+@pytest.mark.parametrize("name", ["cat", "cat-000001"])  # the last file, and one that the run would delete again
+def test_a_checkpoint_is_never_replaced(
+    name: str, checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
+) -> None:
+    assert checkpoint.path is not None
+    place = tmp_path / f"{name}.safetensors"
+    shutil.copyfile(checkpoint.path, place)
+    message = refusal(checkpoint, small_config(max_train_epochs=3, save_last_n_epochs=1), tmp_path)
+    assert message.startswith(f"{place} is there already and is no network") and "choose another output_name" in message
+    assert place.read_bytes() == checkpoint.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("key", "metadata"),
+    [
+        ("lora_unet_x.lora_up.weight", {}), ("lycoris_x.w_norm", {}), ("unet.x.lora_A.weight", {}),
+        ("lora_unet_x.a1.weight", {}), ("oft_unet_x.oft_blocks", {}), ("strange", {"ss_network_module": "own"}),
+    ],
+)  # fmt: skip
+def test_networks_of_all_kinds_may_be_replaced(key: str, metadata: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "cat.safetensors"
+    save_file({key: torch.zeros(2)}, place, metadata)
+    check_replaced([place, tmp_path / "not-there.safetensors"])
+    place.write_bytes(b"half a file")
+    check_replaced([place])
 
 
 def test_a_missing_dataset_is_found_before_any_work(
@@ -122,8 +152,8 @@ def test_out_of_memory_is_explained(
 def test_memory_that_the_cpu_lacks_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert trainer_module.is_out_of_memory(caught.value)
-    assert not trainer_module.is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

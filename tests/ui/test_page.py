@@ -83,6 +83,12 @@ def test_the_tab_builds_without_a_warning(host: ShelfHost) -> None:
     assert {"lw-start", "lw-look", "lw-plan", "lw-network_dim", "lw-restore"} <= set(identifiers)
 
 
+def test_the_key_of_the_page_stands_where_the_script_looks(host: ShelfHost) -> None:
+    tab = make_tab(host, JobRunner(host, RunRegistry(host.home / "runs")), page_key=f"s3cret{HOSTILE}")
+    (live,) = [block.value for block in tab.blocks.values() if block.elem_id == "lw-live-panel"]
+    assert 'data-key="s3cret&lt;img src=x onerror=&quot;alert(1)&quot;&gt;"' in live
+
+
 def test_every_handler_goes_around_the_queue_and_polls_nothing(host: ShelfHost) -> None:
     tab = make_tab(host, JobRunner(host, RunRegistry(host.home / "runs")))
     for dependency in tab.dependencies:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -29,6 +31,17 @@ OTHER_SITES = [
     {"origin": "https://elsewhere.example"},
     {"origin": "null"},
     {"origin": "http://testserver:9999"},
+    {"sec-fetch-site": "cross-site", "origin": "http://testserver"},
+    {"origin": "https://elsewhere.example", "x-forwarded-host": "public.example, inner.example"},
+]
+OWN_PAGE = [
+    {},
+    {"sec-fetch-site": "same-origin", "origin": "http://testserver"},
+    {"sec-fetch-site": "same-origin", "origin": "https://public.example"},  # behind a proxy that keeps its name
+    {"sec-fetch-site": "none"},
+    {"origin": "http://testserver"},
+    {"origin": "https://public.example", "x-forwarded-host": "public.example"},
+    {"origin": "https://public.example", "x-forwarded-host": "public.example, inner.example"},
 ]
 
 
@@ -74,6 +87,28 @@ def test_control(served) -> None:
         time.sleep(0.05)
     assert served.client.post(f"{API}/cancel", json={"id": first["id"]}).status_code == 200
     assert wait_until_over(served.client, first["id"])["state"] == "stopped"
+
+
+def test_control_needs_no_worker_thread(served) -> None:
+    """All of the server's may be waiting for the very run that somebody wants to stop."""
+    settings = {**served.settings, "max_train_epochs": 4000, "save_every_n_epochs": None}
+    run = served.client.post(f"{API}/start", json={"settings": settings}).json()["id"]
+
+    async def ask_without_workers() -> list[int]:
+        workers = anyio.to_thread.current_default_thread_limiter()
+        workers.total_tokens = 1
+        client = httpx.AsyncClient(app=served.client.app, base_url="http://testserver", headers=served.client.headers)
+        async with workers, client:
+            with anyio.fail_after(30):
+                answers = [await client.get(f"{API}/status")]
+                for route in ("save", "sample", "pause", "resume", "stop", "cancel"):
+                    answers.append(await client.post(f"{API}/{route}", json={"id": run}))
+        return [answer.status_code for answer in answers]
+
+    while served.client.get(f"{API}/status").json()["record"]["state"] != "running":
+        time.sleep(0.05)
+    assert anyio.run(ask_without_workers) == [200] * 7
+    assert wait_until_over(served.client, run)["state"] == "stopped"
 
 
 def test_pause_and_resume(served) -> None:
@@ -142,7 +177,7 @@ def test_other_sites_are_refused(served) -> None:
 
 
 def test_the_own_page_and_programs_are_let_in(served) -> None:
-    for headers in ({"sec-fetch-site": "same-origin", "origin": "http://testserver"}, {}):
+    for headers in OWN_PAGE:
         answer = served.client.post(f"{API}/plan", json={"settings": served.settings}, headers=headers)
         assert answer.status_code == 200
 

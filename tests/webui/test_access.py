@@ -109,6 +109,40 @@ def test_the_page_works_after_it(page_with_login: WebUI, tmp_path: Path) -> None
     assert (webui.networks / f"{NAME}.safetensors").is_file()
 
 
+@pytest.mark.browser
+def test_the_page_works_under_api_auth_alone(another_webui: Callable[..., Any], tmp_path: Path) -> None:
+    """The page is open there: its script and its pictures are let in, others are not, and no login pops up."""
+    from playwright.sync_api import sync_playwright
+
+    dataset = draw_dataset(tmp_path / "pictures")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    drawn = {"sample_every_n_epochs": 1, "sample_prompts": "a thing --s 2", "output_name": NAME}
+    settings = {**SMALL, **drawn, "train_data_dir": str(dataset)}
+    with another_webui("--api-auth", f"{USER}:{PASSWORD}") as webui, sync_playwright() as playwright:
+        assert every_answer(webui) == {401}
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        refused: list[str] = []
+        page.on("response", lambda answered: refused.append(answered.url) if answered.status == 401 else None)
+        page.goto(webui.url, wait_until="domcontentloaded")
+        page.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
+        page.locator("#lw-run-name", has_text="No run yet").wait_for()
+        assert "lora-workshop-demo" in page.locator("#lw-checkpoint").inner_text()
+        assert page.evaluate(START_IN_PAGE, [f".{API}/start", settings]) == 401  # the page's cookie is for looking only
+        webui.password = f"{USER}:{PASSWORD}"
+        webui.call(f"{API}/start", {"settings": settings})
+        page.locator("#lw-run-name", has_text=NAME).wait_for()
+        page.locator("#lw-run-state", has_text="finished").wait_for()
+        page.wait_for_function("document.querySelectorAll('#lw-samples .lw-sample img').length === 2")
+        page.wait_for_function("[...document.querySelectorAll('.lw-sample img')].every((image) => image.naturalWidth)")
+        assert page.locator("#lw-control-error").inner_text() == ""
+        assert [url for url in refused if not url.endswith("/start")] == []
+        browser.close()
+        for file in webui.networks.glob(f"{NAME}*"):
+            file.unlink()
+
+
 @pytest.fixture(scope="module")
 def without_page(another_webui: Callable[..., Any]) -> Iterator[WebUI]:
     with another_webui("--nowebui", "--api-auth", f"{USER}:{PASSWORD}") as started:

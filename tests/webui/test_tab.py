@@ -162,7 +162,7 @@ def test_a_saved_file_goes_to_txt2img(page: Any, webui: WebUI, tmp_path: Path) -
     page.locator("#lw-run-state", has_text="finished").wait_for()
     prompt = page.locator("#txt2img_prompt textarea")
     for before, after in (
-        ("", f"<lora:{NAME}-000001:1>"),
+        ("", f"a thing, number 0 <lora:{NAME}-000001:1>"),  # the first caption
         ("a house", f"a house <lora:{NAME}-000001:1>"),
         (f"a <lora:{NAME}:0.7> house <lora:other:1>", f"a <lora:{NAME}-000001:0.7> house <lora:other:1>"),
     ):

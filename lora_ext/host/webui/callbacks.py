@@ -12,7 +12,7 @@ from typing import Any
 from modules import paths_internal, script_callbacks, shared
 
 from lora_ext.host.webui import settings, xyz_axes
-from lora_ext.host.webui.authentication import make_authentication
+from lora_ext.host.webui.authentication import PAGE_KEY, make_authentication
 from lora_ext.host.webui.page_defaults import DemoFiles, page_defaults
 from lora_ext.host.webui.state import close_runner, get_host, get_runner
 
@@ -57,7 +57,8 @@ def allowed_roots() -> Sequence[Path] | None:
 def _tab(upstairs: Upstairs) -> Any:
     host = get_host()
     desk = upstairs.make_desk(host, allowed_roots())
-    tab = upstairs.make_tab(host, get_runner(), desk=desk, defaults=page_defaults(upstairs.demo))
+    defaults = page_defaults(upstairs.demo)
+    tab = upstairs.make_tab(host, get_runner(), desk=desk, defaults=defaults, page_key=PAGE_KEY)
     for component in tab.blocks.values():  # else the WebUI would keep today's defaults in ui-config.json for ever
         component.do_not_save_to_config = True
     return tab
