@@ -6,10 +6,13 @@ import torch
 
 from lora_ext.config.train_config import TrainConfig
 
+# As Linux and Windows say it of the CPU, and a driver or cuBLAS of a GPU on which others hold the memory.
+_WORDS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch failed for want of memory, on a GPU or on the CPU."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
 
 
 def advice_for(config: TrainConfig, device: torch.device) -> str:

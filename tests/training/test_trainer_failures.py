@@ -153,6 +153,13 @@ def test_memory_that_the_cpu_lacks_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+    windows = "DefaultCPUAllocator: not enough memory: you tried to allocate 1152921504606846976 bytes."
+    for text in (
+        windows,
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    ):
+        assert is_out_of_memory(RuntimeError(text)), text
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 

@@ -108,7 +108,7 @@ def test_what_a_person_chooses_meanwhile_waits_for_the_end(webui: WebUI, dataset
             waiting[-1].start()
             wait_for_option(webui, name, wanted)
             count = webui.call(f"{API}/status?run={run}")["samples"]
-            wait_for(webui, run, lambda status, least=count + 3: status["samples"] >= least)
+            wait_for(webui, run, lambda status, least=count + 3: status["samples"] >= least, seconds=60)
     assert all(thread.is_alive() for thread in waiting)
     webui.call(f"{API}/stop", {"id": run})
     assert ended(webui, run)["state"] == "stopped"
