@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "token merging": {"token_merging_ratio": 0.5},
     "hypertile": {"hypertile_enable_unet": True, "hypertile_enable_vae": True, "hypertile_max_tile_unet": 64},
     "clip skip": {"CLIP_stop_at_last_layers": 2},
+    "tiles": {"tiling": True},
     "a coarser noise schedule": {"use_downcasted_alpha_bar": True},
 }
 USUAL = {"hypertile_enable_unet": False, "hypertile_enable_vae": False, "hypertile_max_tile_unet": 256}

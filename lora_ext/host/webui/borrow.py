@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from modules import call_queue, devices, lowvram, sd_models, sd_unet, sd_vae, shared
+from modules import call_queue, devices, lowvram, sd_hijack, sd_models, sd_unet, sd_vae, shared
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
@@ -56,6 +56,7 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         undo.enter_context(on_the_device(sd_model))
         checkpoint = checkpoint_view(sd_model)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
+        undo.enter_context(edges_plain())
         yield checkpoint
 
 
@@ -142,6 +143,17 @@ def others_wait(module: Any, name: str, first: Callable[[], None] | None = None)
 
     with attribute_set(module, name, waiting):
         yield
+
+
+@contextmanager
+def edges_plain() -> Iterator[None]:
+    """Convolutions pad with zeros: the last picture may have been a tile, which makes them go round."""
+    circular = sd_hijack.model_hijack.circular_enabled
+    sd_hijack.model_hijack.apply_circular(False)
+    try:
+        yield
+    finally:
+        sd_hijack.model_hijack.apply_circular(circular)
 
 
 @contextmanager

@@ -15,8 +15,14 @@ from lora_ext.host.webui.thread_options import options_in_this_thread
 from lora_ext.protocols import Cancelled, GeneratedImage, GenerateRequest, Progress, UserError
 
 _STATE = ("job", "job_no", "job_count", "sampling_step", "sampling_steps", "skipped", "textinfo")
-_PLAIN = {"sd_unet": "None", "token_merging_ratio": 0.0, "live_previews_enable": False}
-"""Options during a training: nothing that takes the U-Net's place, changes its classes, or decodes a preview."""
+_PLAIN = {
+    "sd_unet": "None",
+    "token_merging_ratio": 0.0,
+    "tiling": False,
+    "live_previews_enable": False,
+    "face_restoration": False,
+}
+"""Options during a training: nothing that takes the U-Net's place, changes it, decodes a preview or loads a model."""
 
 
 def render(
