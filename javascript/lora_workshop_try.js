@@ -193,6 +193,23 @@
     for (const tab of ["txt2img", "img2img"]) document.querySelector(`#${tab}_lora_extra_refresh_internal`)?.click();
   }
 
+  /* ---- the WebUI's own list of checkpoints, at the top ---- */
+
+  const loadAndResume = actions["load-and-resume"];
+  let follows = false;
+
+  actions["load-and-resume"] = (button) => {
+    follows = inWebUI();
+    return loadAndResume(button);
+  };
+
+  /* Shows the setting as it is: the WebUI finds nothing changed, and loads nothing. */
+  core.onStatus.push(({ record, checkpoint }) => {
+    if (!follows || !record || record.state !== "running") return;
+    follows = false;
+    if (checkpoint.chosen) window.selectCheckpoint?.(checkpoint.chosen);
+  });
+
   /* ---- samples ---- */
 
   core.sampleWord = () => words().sample;

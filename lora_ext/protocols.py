@@ -272,7 +272,10 @@ class ImageGenerator(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a status bar shows of the loaded checkpoint."""
+    """What a status bar shows of the loaded checkpoint.
+
+    `chosen` is what stands in the program's own list of checkpoints, where it has one; it may still be waiting.
+    """
 
     name: str
     architecture: str
@@ -282,6 +285,7 @@ class CheckpointInfo:
     vae: str = "baked"
     free_memory_gb: float | None = None
     total_memory_gb: float | None = None
+    chosen: str = ""
 
 
 @dataclass(frozen=True)

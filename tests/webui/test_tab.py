@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.webui, pytest.mark.browser]
 
 NAME = "lw-test-tab"
 PATIENCE = int(os.environ.get("BROWSER_PATIENCE_MS", "120000"))
+CHOSEN = "title => document.querySelector('#setting_sd_model_checkpoint input')?.value === title"
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-results"
 
 
@@ -108,6 +109,9 @@ def test_pause_and_resume_by_clicking(page: Any, webui: WebUI, other_checkpoint:
     page.locator("#lw-pause", has_text="Pause").click()
     page.locator("#lw-run-state", has_text="paused").wait_for()
     webui.set_options(sd_model_checkpoint=other_checkpoint)
+    page.reload(wait_until="domcontentloaded")
+    page.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
+    page.wait_for_function(f"title => !({CHOSEN})(title)", arg=own)
     page.locator("#lw-pause", has_text="Resume").click()
     load = page.locator("#lw-load-and-resume", has_text="and resume")
     load.wait_for()
@@ -117,6 +121,7 @@ def test_pause_and_resume_by_clicking(page: Any, webui: WebUI, other_checkpoint:
     page.locator("#lw-run-state", has_text="training").wait_for()
     assert webui.call("/sdapi/v1/options")["sd_model_checkpoint"] == own
     wait_for(webui, run, lambda status: status["record"]["state"] == "running")
+    page.wait_for_function(CHOSEN, arg=own)
     webui.call(f"{API}/cancel", {"id": run})
     assert ended(webui, run)["state"] == "stopped"
 

@@ -88,6 +88,7 @@ class WebUIHost:
             vae=Path(vae).name if vae else "baked",
             free_memory_gb=free,
             total_memory_gb=total,
+            chosen=shared.opts.sd_model_checkpoint or "",
         )
 
     def samplers(self) -> list[str]:
