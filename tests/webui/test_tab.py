@@ -45,6 +45,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, webui: WebUI) -> Iter
     opened.goto(f"{webui.url}/?__theme={request.param}", wait_until="domcontentloaded", timeout=PATIENCE)
     opened.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
     yield opened
+    opened.wait_for_timeout(2000)  # gradio keeps what a page has queued when it is closed, and "Reload UI" waits for it
     opened.close()
     for file in webui.networks.glob(f"{NAME}*"):
         file.unlink()
@@ -67,6 +68,17 @@ def fill_in_a_run(page: Page, dataset: Path, **settings: Any) -> None:
 
 def value_of(page: Page, selector: str) -> str:
     return str(page.locator(selector).locator("input, textarea").first.input_value())
+
+
+def test_reload_ui_while_the_page_asks(page: Any, webui: WebUI) -> None:
+    """An open page neither ends the WebUI's start nor gets lost: it asks again by itself."""
+    base = webui.generate("a house").pictures[0]
+    for _ in range(2):
+        page.evaluate("() => { for (let i = 1; i < 40; i++) setTimeout(window.loraWorkshop.poll, 100 * i); }")
+        webui.reload_ui()
+        page.evaluate("() => window.loraWorkshop.poll()")
+        page.locator("#lw-control-error:empty").wait_for(state="attached")
+    assert (webui.generate("a house").pictures[0] == base).all()
 
 
 def test_a_run_by_clicking(page: Any, webui: WebUI, tmp_path: Path) -> None:
@@ -179,14 +191,3 @@ def test_a_saved_file_goes_to_txt2img(page: Any, webui: WebUI, tmp_path: Path) -
         assert prompt.is_visible()
     page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
     page.locator("#txt2img_lora_cards .card", has_text=f"{NAME}-000001").first.wait_for()
-
-
-def test_reload_ui_while_the_page_asks(page: Any, webui: WebUI) -> None:
-    """An open page neither ends the WebUI's start nor gets lost: it asks again by itself."""
-    base = webui.generate("a house").pictures[0]
-    for _ in range(2):
-        page.evaluate("() => { for (let i = 1; i < 40; i++) setTimeout(window.loraWorkshop.poll, 100 * i); }")
-        webui.reload_ui()
-        page.evaluate("() => window.loraWorkshop.poll()")
-        page.locator("#lw-control-error:empty").wait_for(state="attached")
-    assert (webui.generate("a house").pictures[0] == base).all()
