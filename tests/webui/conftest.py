@@ -56,6 +56,7 @@ class WebUI:
     def __init__(self, folder: Path, url: str, log: Path | None = None) -> None:
         self.folder, self.url, self._log = folder, url, log
         self.password: str | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def python(self) -> str:
@@ -184,6 +185,7 @@ def _running(folder: Path, log: Path, arguments: Sequence[str]) -> Iterator[WebU
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    webui.process = process
     try:
         _wait(webui, port, process)
         yield webui
