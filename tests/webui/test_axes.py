@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lora_ext.apply.active import checkpoint_weights
 from lora_ext.host.standalone.loader import load_checkpoint
@@ -58,7 +61,7 @@ def plot(
     webui: Any, prompt: Any, x: tuple[str, str], y: tuple[str, str] = NOTHING, z: tuple[str, str] = NOTHING, **more: Any
 ) -> tuple[list[np.ndarray], list[str]]:
     """Cells of a plot with their infotexts, row by row; values are given as text."""
-    offered = labels(webui)
+    offered = labels(webui, "img2img" if "img2img" in more.get("route", "") else "txt2img")
     values = [part for label, text in (x, y, z) for part in (offered.index(label), text, [])]
     # legend, single pictures, sub-grids, keep -1, vary seeds x / y / z, margin, text inputs
     arguments = [*values, False, True, False, False, False, False, False, 0, True]
@@ -90,6 +93,17 @@ def test_epoch_by_weight_equals_the_twelve_single_generations(webui: Any, run_of
     check(cells, singles(webui, prompts), prompts)
     for stem, text in zip(stems * 3, cells[1], strict=True):
         assert f"{stem}: " in text.split("Lora hashes")[1]
+
+
+def test_the_same_in_img2img(webui: Any, run_of_four: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(webui.generate(PROMPT).pictures[0]).save(stream, "PNG")
+    given = {"init_images": [base64.b64encode(stream.getvalue()).decode()], "denoising_strength": 0.6}
+    more = {"route": "/sdapi/v1/img2img", **given}
+    cells = plot(webui, f"{PROMPT} <lora:w2-run:1>", (EPOCH, "2, last"), (WEIGHT, "0.5, 1"), **more)
+    names = ("w2-run-000002", "w2-run")
+    prompts = [f"{PROMPT} <lora:{name}:{weight}>" for weight in ("0.5", "1") for name in names]
+    check(cells, singles(webui, prompts, **more), prompts)
 
 
 def test_axes_may_stand_in_any_order(webui: Any, run_of_four: Path) -> None:
