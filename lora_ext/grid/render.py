@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from lora_ext.grid.axes import (
     Axis,
@@ -22,6 +22,7 @@ from lora_ext.grid.axes import (
     weight_axis,
 )
 from lora_ext.grid.drawing import draw_grid
+from lora_ext.grid.png import infotext_chunk
 from lora_ext.grid.values import Epoch
 from lora_ext.protocols import GenerateRequest, ImageGenerator, Progress, UserError
 
@@ -57,9 +58,7 @@ class Grid:
     def save(self, path: Path) -> None:
         """Write the sheet as PNG; its text is the infotext of the cell at the lower right."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = PngImagePlugin.PngInfo()
-        text.add_text("parameters", self.cells[-1][-1].infotext)
-        self.image.save(path, pnginfo=text)
+        self.image.save(path, pnginfo=infotext_chunk(self.cells[-1][-1].infotext))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.jobs.samples_file import infotext_chunk
+from lora_ext.grid.png import infotext_chunk
 from lora_ext.networks.file import scan_network
 from lora_ext.networks.sidecar import write_sidecar
 from lora_ext.protocols import Events, GeneratedImage, Host, PauseReport, Sample, SavedNetwork

@@ -6,15 +6,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora_ext.grid.png import infotext_chunk
 from lora_ext.protocols import Sample
 
-if TYPE_CHECKING:
-    from PIL.PngImagePlugin import PngInfo
-
 _INDEX = "samples.jsonl"
-_PNG_KEY = "parameters"
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,6 @@ class SamplesFolder:
         with open(self.folder / _INDEX, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return saved
-
-
-def infotext_chunk(infotext: str) -> PngInfo:
-    """The PNG chunk in which the WebUI and others look for a picture's infotext."""
-    from PIL.PngImagePlugin import PngInfo
-
-    chunk = PngInfo()
-    chunk.add_text(_PNG_KEY, infotext)
-    return chunk
 
 
 def read_samples(folder: Path) -> list[SavedSample]:

@@ -237,3 +237,19 @@ def other_checkpoint(webui: WebUI) -> Iterator[str]:
     for file in files:
         file.unlink()
     webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few small pictures with captions to train on."""
+    from runs import draw_dataset
+
+    return draw_dataset(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def no_files_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After the test the WebUI has no files of the test module's network, its `NAME`."""
+    yield
+    for file in Path(os.environ["WEBUI_DIR"], "models", "Lora").glob(f"{request.module.NAME}*"):
+        file.unlink()

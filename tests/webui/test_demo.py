@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,18 +18,11 @@ from lora_ext.demo.run import demo_config
 if TYPE_CHECKING:
     from conftest import WebUI
 
-pytestmark = [pytest.mark.webui, pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.webui, pytest.mark.browser, pytest.mark.slow, pytest.mark.usefixtures("no_files_left")]
 
 NAME = demo_config().saving.output_name
 LONGEST_MS = 1_200_000
 SEEDS = 20
-
-
-@pytest.fixture(autouse=True)
-def no_files_left(webui: WebUI) -> Iterator[None]:
-    yield
-    for file in webui.networks.glob(f"{NAME}*"):
-        file.unlink()
 
 
 def concept_share(webui: WebUI, prompt: str) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,10 @@ from safetensors.numpy import load_file
 
 from lora_ext.jobs.registry import RunRegistry
 
-pytestmark = pytest.mark.webui
+pytestmark = [pytest.mark.webui, pytest.mark.usefixtures("no_files_left")]
 
 NAME = "lw-test-endings"
 MANY = {"max_train_epochs": 400, "save_every_n_epochs": 1, "save_last_n_epochs": 3}
-
-
-@pytest.fixture(autouse=True)
-def no_files_left() -> Iterator[None]:
-    yield
-    for file in Path(os.environ["WEBUI_DIR"], "models", "Lora").glob(f"{NAME}*"):
-        file.unlink()
 
 
 def wait_until_gone(webui: Any, seconds: float = 60) -> None:

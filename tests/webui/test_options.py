@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from network_files import ATTENTION, CONVOLUTIONS, Networks, difference, weights_of
-from runs import draw_dataset, ended, start
+from runs import ended, start
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from conftest import WebUI
 
-pytestmark = pytest.mark.webui
+pytestmark = [pytest.mark.webui, pytest.mark.usefixtures("no_files_left")]
 
 NAME = "lw-test-options"
 PROMPT = "a red star"
@@ -39,18 +39,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 USUAL = {"hypertile_enable_unet": False, "hypertile_enable_vae": False, "hypertile_max_tile_unet": 256}
 ROUNDS_OTHERWISE = "attention: sub-quadratic"  # in the VAE, which makes the latents
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_dataset(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(autouse=True)
-def no_files_left(webui: WebUI) -> Iterator[None]:
-    yield
-    for file in webui.networks.glob(f"{NAME}*"):
-        file.unlink()
 
 
 @pytest.fixture

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from runs import API, OTHER, draw_dataset, ended, start, wait_for
+from runs import API, OTHER, ended, start, wait_for
 from safetensors.numpy import load_file, save_file
 
 if TYPE_CHECKING:
     from conftest import WebUI
 
-pytestmark = pytest.mark.webui
+pytestmark = [pytest.mark.webui, pytest.mark.usefixtures("no_files_left")]
 
 NAME = "lw-test-pause"
 LIVE = f"a thing <lora:{NAME}-live:1>"
 MANY = {"max_train_epochs": 400, "save_every_n_epochs": 400, "learning_rate": 3e-2, "save_precision": "float"}
 FEW = {**MANY, "max_train_epochs": 8}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_dataset(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(autouse=True)
-def no_files_left(webui: WebUI) -> Iterator[None]:
-    yield
-    for file in webui.networks.glob(f"{NAME}*"):
-        file.unlink()
 
 
 def picture(webui: WebUI, prompt: str = "a thing") -> np.ndarray:

@@ -7,19 +7,18 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from runs import API, draw_dataset, ended, start, wait_for
+from runs import API, ended, start, wait_for
 
 if TYPE_CHECKING:
     from conftest import WebUI
 
-pytestmark = pytest.mark.webui
+pytestmark = [pytest.mark.webui, pytest.mark.usefixtures("no_files_left")]
 
 NAME = "lw-test-samples"
 PROMPT = "a thing --s 4 --l 5 --d 7 --w 128 --h 128"
@@ -27,18 +26,6 @@ DRAWN: dict[str, Any] = {
     "sample_every_n_epochs": 1, "sample_prompts": PROMPT, "sample_sampler": "Euler", "learning_rate": 1e-2,
     "save_precision": "float",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_dataset(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(autouse=True)
-def no_files_left(webui: WebUI) -> Iterator[None]:
-    yield
-    for file in webui.networks.glob(f"{NAME}*"):
-        file.unlink()
 
 
 def samples_of(webui: WebUI, run: str) -> list[dict[str, Any]]:

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from runs import API, draw_dataset, ended, start, wait_for
+from runs import API, ended, start, wait_for
 
 if TYPE_CHECKING:
     from conftest import WebUI
 
-pytestmark = pytest.mark.webui
+pytestmark = [pytest.mark.webui, pytest.mark.usefixtures("no_files_left")]
 
 NAME = "lw-test-training"
 MANY = {"max_train_epochs": 400, "save_every_n_epochs": 400}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_dataset(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(autouse=True)
-def no_files_left(webui: WebUI) -> Iterator[None]:
-    yield
-    for file in webui.networks.glob(f"{NAME}*"):
-        file.unlink()
 
 
 def long_run(webui: WebUI, dataset: Path) -> str:

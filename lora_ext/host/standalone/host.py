@@ -20,8 +20,9 @@ from lora_ext.apply.tags import ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
+from lora_ext.grid.png import infotext_chunk
 from lora_ext.host.loan import Loan, WantedCheckpoint
-from lora_ext.host.standalone.infotext import PNG_KEY, Infotext, format_infotext
+from lora_ext.host.standalone.infotext import Infotext, format_infotext
 from lora_ext.host.standalone.loader import choose_device, choose_dtype, load_checkpoint
 from lora_ext.host.standalone.sampling import SAMPLERS, Sampler, find_sampler, sample, to_pictures
 from lora_ext.networks.library import NetworkLibrary
@@ -258,10 +259,6 @@ class StandaloneHost:
 
 def save_image(image: GeneratedImage, folder: Path) -> Path:
     """Write a PNG with its infotext as `00000-seed.png`, numbered on from what is there; returns its path."""
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    chunks.add_text(PNG_KEY, image.infotext)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         heads = [path.name.split("-", 1)[0] for path in folder.glob("*-*.png")]
@@ -274,7 +271,7 @@ def save_image(image: GeneratedImage, folder: Path) -> Path:
                 number += 1
                 continue
             with file:
-                image.image.save(file, "PNG", pnginfo=chunks)
+                image.image.save(file, "PNG", pnginfo=infotext_chunk(image.infotext))
             return path
     except OSError as error:
         raise UserError(f"{folder}: the picture cannot be written there ({error.strerror or error}).") from error

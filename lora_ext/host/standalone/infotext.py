@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PNG_KEY = "parameters"
 NEGATIVE = "Negative prompt:"
 FEWEST_PARAMETERS = 3
 """A last line with fewer entries is part of the prompt."""
