@@ -22,6 +22,8 @@ class Setting:
     """One declared setting. `type` is the plain type (bool, int, float or str) without its `| None`.
 
     `lines` is how many lines of text its field shows; from two on the text may have as many as it likes.
+    `suggestions` are offered for a text that may be another one. `sd_scripts` is the setting's name there, empty where
+    sd-scripts has none like it.
     """
 
     name: str
@@ -35,8 +37,10 @@ class Setting:
     maximum: float | None = None
     multiple_of: int | None = None
     choices: tuple[str | int, ...] | None = None
+    suggestions: tuple[str, ...] = ()
     unit: str = ""
     lines: int = 1
+    sd_scripts: str = ""
 
     def allowed(self) -> str:
         """What may stand here, in words for an error message or a help text."""
@@ -66,10 +70,12 @@ def setting(
     maximum: float | None = None,
     multiple_of: int | None = None,
     choices: tuple[str | int, ...] | None = None,
+    suggestions: tuple[str, ...] = (),
     unit: str = "",
     lines: int = 1,
+    sd_scripts: str | None = None,
 ) -> Any:
-    """A dataclass field that carries what is known of the setting."""
+    """A dataclass field that carries what is known of the setting; its name in sd-scripts is its own if None."""
     known = {
         "label": label,
         "help": help,
@@ -77,8 +83,10 @@ def setting(
         "maximum": maximum,
         "multiple_of": multiple_of,
         "choices": choices,
+        "suggestions": suggestions,
         "unit": unit,
         "lines": lines,
+        "sd_scripts": sd_scripts,
     }
     return dataclasses.field(default=default, metadata={_METADATA_KEY: known})
 
@@ -89,7 +97,9 @@ def declared_settings(group_class: type, group: str) -> tuple[Setting, ...]:
     found = []
     for each in dataclasses.fields(group_class):
         plain, optional = _plain_type(hints[each.name])
-        known = each.metadata[_METADATA_KEY]
+        known = dict(each.metadata[_METADATA_KEY])
+        if known["sd_scripts"] is None:
+            known["sd_scripts"] = each.name
         found.append(Setting(each.name, group, plain, optional, each.default, **known))
     return tuple(found)
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lora_ext.config.train_config import DatasetSettings, resolution_of
+from lora_ext.config.groups import DatasetSettings
+from lora_ext.config.resolution import resolution_of
 from lora_ext.protocols import UserError
 
 Size = tuple[int, int]

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ext.config.train_config import DatasetSettings, all_settings
+from lora_ext.config.groups import DatasetSettings
+from lora_ext.config.train_config import all_settings
 from lora_ext.dataset.caption_files import (
     UnreadableCaptionError,
     captions_by_stem,

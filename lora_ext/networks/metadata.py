@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType
-from lora_ext.config.train_config import TrainConfig, resolution_of
+from lora_ext.config.resolution import resolution_of
+from lora_ext.config.train_config import TrainConfig
 
 _OPTIMIZERS = {"AdamW": "torch.optim.adamw.AdamW"}
 _SGM = "https://github.com/Stability-AI/generative-models"

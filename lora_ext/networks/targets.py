@@ -10,7 +10,7 @@ from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import text_module_names, unet_module_names
-from lora_ext.config.train_config import NetworkSettings
+from lora_ext.config.groups import NetworkSettings
 from lora_ext.protocols import UserError
 
 TargetGroup = Literal["unet", "text_encoder"]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lora_ext.config.train_config import LearningSettings, TrainConfig
+from lora_ext.config.groups import LearningSettings
+from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import UserError
 
 
@@ -39,7 +40,12 @@ def make_optimizer(
     groups = [
         {"params": list(parameters[part]), "lr": rate, "initial_lr": rate, "part": part} for part, rate in rates.items()
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=settings.weight_decay, foreach=True)
+    return torch.optim.AdamW(
+        groups,
+        betas=(0.9, 0.999),
+        weight_decay=0.01 if settings.weight_decay is None else settings.weight_decay,
+        foreach=True,
+    )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ext.config.train_config import SavingSettings, TrainConfig
+from lora_ext.config.groups import SavingSettings
+from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.report import DatasetReport
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lora_ext.config.resolution import resolution_of
 from lora_ext.config.sample_prompts import SamplePrompt, parse_sample_prompts, prompts_file, sampler_name
-from lora_ext.config.train_config import TrainConfig, resolution_of
+from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import (
     Cancelled,
     ConfigError,

@@ -15,7 +15,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import UserError
 from lora_ext.training.loss import diffusion_loss, prediction_target, sample_weights
-from lora_ext.training.noise import generator_for, sample_noise, sample_timesteps
+from lora_ext.training.noise import Draw, NoiseSource, SeededNoise
 from lora_ext.training.precision import autocasting
 
 _Item = TypeVar("_Item")
@@ -34,8 +34,8 @@ def windows(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 class TrainingStep:
     """Computes the loss of batches and updates the parameters of `optimizer`.
 
-    `encode` gives the text states (batch, tokens, width) of captions. Noise and timesteps come from generators seeded
-    by the run's seed, drawn on the CPU, so that a run is the same on every device up to rounding.
+    `encode` gives the text states (batch, tokens, width) of captions. Noise and timesteps come from `noise`, drawn on
+    the CPU, so that a run is the same on every device up to rounding.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class TrainingStep:
         config: TrainConfig,
         optimizer: torch.optim.Optimizer,
         encode: Callable[[list[str]], Tensor],
+        noise: NoiseSource | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = config
@@ -51,18 +52,17 @@ class TrainingStep:
         self.bad_steps = 0
         self._bad_in_a_row = 0
         self._encode = encode
-        self._noise = generator_for(config.learning.seed, "noise")
-        self._timesteps = generator_for(config.learning.seed, "timesteps")
+        self._noise = noise or SeededNoise(config.learning.seed, len(checkpoint.schedule), config.loss.noise_offset)
         self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def update(self, batches: Sequence[Batch]) -> float:
-        """Train on the batches of one accumulation window; returns their mean loss.
+    def update(self, batches: Sequence[Batch], step: int) -> float:
+        """Train on the batches of one accumulation window, the `step`th from 0; returns their mean loss.
 
         An update whose loss or gradient is not finite is left out and counted; UserError after five in a row.
         """
         total = torch.zeros((), device=self.checkpoint.device)
-        for batch in batches:
-            loss = self.loss(batch) / len(batches)
+        for part, batch in enumerate(batches):
+            loss = self.loss(batch, self._noise(batch.latents, step, part)) / len(batches)
             loss.backward()
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.learning.max_grad_norm or math.inf)
@@ -75,14 +75,13 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         return float(mean_loss)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The diffusion loss of one batch, with its graph."""
+    def loss(self, batch: Batch, draw: Draw) -> Tensor:
+        """The diffusion loss of one batch with this noise, with its graph."""
         checkpoint, settings = self.checkpoint, self.config.loss
         schedule, kind = checkpoint.schedule, checkpoint.prediction_type
         device = checkpoint.device
         latents = batch.latents.to(device, torch.float32)  # (batch, 4, h, w), scaled
-        noise = sample_noise(latents.shape, settings.noise_offset, self._noise).to(device)
-        timesteps = sample_timesteps(latents.shape[0], len(schedule), self._timesteps).to(device)
+        noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
         noisy = schedule.add_noise(latents, noise, timesteps)
         with autocasting(self.config, checkpoint):
             context = self._encode(batch.captions)  # (batch, tokens, width)

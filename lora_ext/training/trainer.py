@@ -19,7 +19,7 @@ from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, EpochReport, Events, ImageGenerator, StepReport, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import TextConditioning, token_count
-from lora_ext.training.noise import generator_for
+from lora_ext.training.noise import NoiseSource, generator_for
 from lora_ext.training.optimizers import make_optimizer, set_learning_rates
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace, Pauses
@@ -89,8 +89,12 @@ class Trainer:
         control: Control | None = None,
         generator: ImageGenerator | None = None,
         pause_place: PausePlace | None = None,
+        noise: NoiseSource | None = None,
     ) -> None:
-        """`generator` renders samples with the checkpoint as it is; without one there are none."""
+        """`generator` renders samples with the checkpoint as it is; without one there are none.
+
+        `noise` stands in for the noise that the settings ask for, to compare with other programs.
+        """
         self.checkpoint = checkpoint
         self.config = config
         self.output_dir = output_dir
@@ -98,6 +102,7 @@ class Trainer:
         self.control = control or Control()
         self.pause_place = pause_place
         self.generator = generator
+        self.noise = noise
 
     def run(self) -> TrainingResult:
         """Train, and write the network's files.
@@ -139,7 +144,7 @@ class Trainer:
                 session=session,
                 dataset=dataset,
                 conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, optimizer, encode),
+                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise),
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
                 samples=self._samples(prepared, dataset, network),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
@@ -237,7 +242,7 @@ class Trainer:
         """One optimizer update, and its report."""
         began = time.perf_counter()
         rates = set_learning_rates(run.step.optimizer, run.factor(run.steps))
-        loss = run.step.update(batches)
+        loss = run.step.update(batches, run.steps)
         run.losses.append(loss)
         run.epoch_losses.append(loss)
         if not math.isfinite(loss):

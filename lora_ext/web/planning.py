@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
+from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
-from lora_ext.config.train_config import DatasetSettings, TrainConfig
+from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, scan_dataset
 from lora_ext.dataset.report import DatasetReport, make_report

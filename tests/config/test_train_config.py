@@ -6,14 +6,8 @@ import dataclasses
 
 import pytest
 
-from lora_ext.config.train_config import (
-    GROUP_TITLES,
-    TrainConfig,
-    all_settings,
-    flat_values,
-    make_config,
-    resolution_of,
-)
+from lora_ext.config.resolution import resolution_of
+from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings, flat_values, make_config
 from lora_ext.protocols import ConfigError, UserError
 
 

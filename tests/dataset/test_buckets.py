@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ext.config.train_config import DatasetSettings
+from lora_ext.config.groups import DatasetSettings
 from lora_ext.dataset.buckets import bucket_limits, bucket_resolutions, choose_bucket, training_size
 from lora_ext.protocols import UserError
 

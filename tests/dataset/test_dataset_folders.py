@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_ext.config.train_config import DatasetSettings
+from lora_ext.config.groups import DatasetSettings
 from lora_ext.dataset.folders import scan_dataset
 from lora_ext.protocols import UserError
 

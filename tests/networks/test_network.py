@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.config.train_config import NetworkSettings
+from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, find_targets
 from lora_ext.protocols import UserError

@@ -14,7 +14,7 @@ from lora_ext.apply.active import ActiveNetworks
 from lora_ext.apply.tags import LoraTag
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
-from lora_ext.config.train_config import NetworkSettings
+from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.file import write_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.networks.network import Network

@@ -14,7 +14,7 @@ from torch import nn
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
-from lora_ext.config.train_config import NetworkSettings
+from lora_ext.config.groups import NetworkSettings
 from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNet, UNetConfig
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import find_targets

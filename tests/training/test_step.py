@@ -12,7 +12,10 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.config.train_config import make_config
 from lora_ext.dataset.dataset import Batch
+from lora_ext.training.noise import SeededNoise
 from lora_ext.training.step import TrainingStep, windows
+
+NOISE = SeededNoise(seed=42, timesteps=1000)
 
 
 class TextlessUNet(nn.Module):
@@ -50,9 +53,9 @@ def test_accumulation_is_the_mean_over_the_batches_of_the_window() -> None:
     batches = [batch_of(2, 1), batch_of(1, 2), batch_of(2, 3)]
     step, unet = make_step(max_grad_norm=0)
     before = [parameter.detach().clone() for parameter in unet.parameters()]
-    mean_loss = step.update(batches)
+    mean_loss = step.update(batches, 0)
     reference, reference_unet = make_step()
-    losses = [reference.loss(batch) for batch in batches]
+    losses = [reference.loss(batch, NOISE(batch.latents, 0, part)) for part, batch in enumerate(batches)]
     (sum(losses, torch.zeros(())) / 3).backward()
     assert mean_loss == pytest.approx(sum(loss.item() for loss in losses) / 3, rel=1e-6)
     for old, new, expected in zip(before, unet.parameters(), reference_unet.parameters(), strict=True):
@@ -64,7 +67,7 @@ def test_accumulation_is_the_mean_over_the_batches_of_the_window() -> None:
 def test_gradients_are_clipped_by_their_norm(limit: float, clipped: bool) -> None:
     step, unet = make_step(max_grad_norm=limit)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in unet.parameters()])
-    step.update([batch_of(2, 1)])
+    step.update([batch_of(2, 1)], 0)
     change = (torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]) - before).norm().item()
     assert change == pytest.approx(0.01, rel=1e-3) if clipped else change > 0.02
 
@@ -73,7 +76,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     step, unet = make_step()
     unet.conv.weight.register_hook(lambda gradient: gradient * math.inf)
     before = [parameter.detach().clone() for parameter in unet.parameters()]
-    loss = step.update([batch_of(2, 1)])
+    loss = step.update([batch_of(2, 1)], 0)
     assert math.isfinite(loss) and step.bad_steps == 1
     assert all(torch.equal(old, new) for old, new in zip(before, unet.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in unet.parameters())
@@ -81,6 +84,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 
 def test_loss_weights_reach_the_loss() -> None:
     batch = batch_of(2, 1)
-    plain = make_step(min_snr_gamma=None)[0].loss(batch).item()
+    plain = make_step(min_snr_gamma=None)[0].loss(batch, NOISE(batch.latents, 0, 0)).item()
     batch.loss_weights = torch.full((2,), 0.25)
-    assert make_step(min_snr_gamma=None)[0].loss(batch).item() == pytest.approx(plain / 4)
+    assert make_step(min_snr_gamma=None)[0].loss(batch, NOISE(batch.latents, 0, 0)).item() == pytest.approx(plain / 4)
