@@ -144,7 +144,7 @@ class Trainer:
         if trained:
             return conditioning.encode
         cache = EncodingCache(conditioning.encode)
-        if not self.config.captions.shuffle_caption:
+        if dataset.captions_are_known:
             with autocasting(self.config, self.checkpoint):
                 cache.prepare(dataset.captions, self.events, self.control)
         return cache
