@@ -80,7 +80,7 @@ class TrainingActions:
             look, plan = self.desk.plan(config, fresh=True)
         except UserError as error:
             return markup.errors(problems_of(error)), markup.hint(_NO_PLAN)
-        return markup.dataset_report(look, config), markup.plan_card(config, look, plan)
+        return markup.dataset_report(look), markup.plan_card(config, look, plan)
 
     def plan(self, form: SettingsForm, values: Sequence[Any]) -> str:
         """The plan of what stands in the fields; a page without a folder has none yet."""
