@@ -21,6 +21,9 @@ from lora_ext.jobs.records import json_value
 from lora_ext.protocols import Host, UserError
 from lora_ext.training.plan import TrainingPlan, make_plan
 
+NO_PICTURES = "Give the folder of your pictures and press Look."
+NO_PLAN = "Steps and files stand here as soon as there are pictures."
+
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
 

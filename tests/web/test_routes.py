@@ -23,7 +23,7 @@ ROUTES = [
     ("POST", "/pause"), ("POST", "/resume"),
     ("POST", "/sample"), ("GET", "/run/x/samples"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
-    ("GET", "/picture"),
+    ("GET", "/picture"), ("GET", "/form"), ("POST", "/form/plan"),
 ]  # fmt: skip
 
 OTHER_SITES = [
