@@ -2,7 +2,7 @@
 /* The form: reads and fills its fields, asks for the plan of what stands in them, finds settings, shows what is wrong. */
 (() => {
   const core = window.loraWorkshop;
-  const { ask, byId, element, actions } = core;
+  const { ask, byId, actions } = core;
   const TYPING_MS = 500;
   const latest = { plan: 0, look: 0 };
   let planned = "";
@@ -66,11 +66,6 @@
 
   function planWhenChanged(look) {
     if (JSON.stringify(values()) !== planned) plan(look).catch(core.report);
-  }
-
-  function showErrors(place, problems) {
-    place.replaceChildren(element("ul", { className: "lw-errors", role: "alert" },
-      ...problems.map((problem) => element("li", { textContent: problem }))));
   }
 
   /* Each problem beside its field. */
@@ -168,18 +163,16 @@
   };
 
   actions.start = async () => {
-    try {
-      await ask("start", { settings: values() });
-    } catch (error) {
-      if (!error.problems) throw error;
-      showErrors(byId("plan"), error.problems);
-      showProblems(error.fields);
-      showFirstProblem();
-      return undefined;
-    }
-    return plan();
+    clearTimeout(timer);
+    const settings = values();
+    planned = JSON.stringify(settings);
+    latest.plan += 1;
+    const answer = await ask("form/start", { settings });
+    byId("plan").innerHTML = answer.plan;
+    showProblems(answer.fields);
+    if (!answer.run) showFirstProblem();
   };
 
   core.onMount.push(() => fillFromRun("").catch(core.report));
-  Object.assign(core, { form: { values, fill, fillFromRun, fields, noteChanges, showErrors } });
+  Object.assign(core, { form: { values, fill, fillFromRun } });
 })();

@@ -43,6 +43,17 @@ def add_form_routes(router: APIRouter, runner: JobRunner, desk: PlanningDesk) ->
         """The plan of what stands in the fields, and with `look` the dataset's report."""
         return plan_pieces(desk, body)
 
+    @router.post("/form/start")
+    def start(body: FormBody) -> dict[str, Any]:
+        """Start or queue a run; what is wrong stands where the plan stood, and there is no "run" then."""
+        try:
+            config = make_config(body.settings)
+            desk.check_paths(config)
+            run = runner.start(config)
+        except UserError as error:
+            return _problems(error, "plan")
+        return {**plan_pieces(desk, body), "run": run.as_json()}
+
 
 def plan_pieces(desk: PlanningDesk, body: FormBody) -> dict[str, Any]:
     """{"plan", "report": pieces of the page, "fields": problems by field}; a piece that stays as it is is left out.
@@ -55,12 +66,15 @@ def plan_pieces(desk: PlanningDesk, body: FormBody) -> dict[str, Any]:
             return {"plan": markup.hint(NO_PLAN), "report": markup.hint(NO_PICTURES), "fields": {}}
         look, plan = desk.plan(config, fresh=body.look)
     except UserError as error:
-        problems = problems_of(error)
-        words = markup.errors(problems)
-        shown = {"report": words, "plan": markup.hint(NO_PLAN)} if body.look else {"plan": words}
-        return {**shown, "fields": problems_by_field(problems)}
+        return {"plan": markup.hint(NO_PLAN), **_problems(error, "report" if body.look else "plan")}
     pieces = {"plan": markup.plan_card(config, look, plan), "fields": {}}
     return {**pieces, "report": markup.dataset_report(look, config)} if body.look else pieces
+
+
+def _problems(error: UserError, place: str) -> dict[str, Any]:
+    """Problems in the piece of the page called `place`, and beside their fields."""
+    problems = problems_of(error)
+    return {place: markup.errors(problems), "fields": problems_by_field(problems)}
 
 
 def names_pictures(settings: Mapping[str, Any]) -> bool:

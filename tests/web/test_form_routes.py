@@ -92,6 +92,8 @@ def test_what_is_wrong_stands_beside_its_field_and_all_of_it_together(client: Te
     assert seen["plan"].count("<li>") == 2 and 'class="lw-errors"' in seen["plan"]
     assert list(seen["fields"]) == ["network_dim", "seed"]
     assert seen["fields"]["seed"] == ["seed = 'x': allowed is a whole number from 0 to 4294967295"]
+    refused = client.post(f"{API}/form/start", json={"settings": {"network_dim": "0"}}).json()
+    assert "lw-errors" in refused["plan"] and list(refused["fields"]) == ["network_dim"] and "run" not in refused
     refused = client.post(f"{API}/start", json={"settings": {"network_dim": "0"}})
     assert refused.status_code == 400 and list(refused.json()["fields"]) == ["network_dim"]
 
