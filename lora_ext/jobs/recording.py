@@ -27,7 +27,8 @@ from lora_ext.protocols import (
     UserError,
 )
 from lora_ext.training.pausing import PausePlace
-from lora_ext.training.trainer import Trainer, TrainingResult
+from lora_ext.training.run import TrainingResult
+from lora_ext.training.trainer import Trainer
 
 _SECONDS_BETWEEN_WRITES = 2.0
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.folders import DatasetScan, scan_dataset
+from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
@@ -54,7 +55,7 @@ def prepare_run(
     rates = learning_rates(config)
     prompts = read_sample_prompts(config)
     check_output(config, output_dir)
-    scan = scan_dataset(config.dataset)
+    scan = scan_dataset(config)
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
     plan = make_plan(config, report, output_dir)

@@ -68,7 +68,7 @@ def plan_pieces(desk: PlanningDesk, body: FormBody) -> dict[str, Any]:
     except UserError as error:
         return {"plan": markup.hint(NO_PLAN), **_problems(error, "report" if body.look else "plan")}
     pieces = {"plan": markup.plan_card(config, look, plan), "fields": {}}
-    return {**pieces, "report": markup.dataset_report(look, config)} if body.look else pieces
+    return {**pieces, "report": markup.dataset_report(look)} if body.look else pieces
 
 
 def _problems(error: UserError, place: str) -> dict[str, Any]:
