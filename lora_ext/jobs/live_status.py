@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_ext.jobs.records import RunRecord, json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, PauseReport, Sample, SavedNetwork, StepReport
+from lora_ext.protocols import (
+    EpochReport,
+    Events,
+    MessageLevel,
+    PauseReport,
+    Sample,
+    SavedNetwork,
+    StepReport,
+    ValidationReport,
+)
 
 _MESSAGES = 200
 _LOSSES = 500
@@ -187,6 +196,11 @@ class FanOut(Events):
         """Hand on."""
         for sink in self.sinks:
             sink.epoch(report)
+
+    def validated(self, report: ValidationReport) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.validated(report)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Hand on."""
