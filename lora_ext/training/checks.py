@@ -14,9 +14,10 @@ from lora_ext.dataset.folders import DatasetScan, scan_dataset
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
-from lora_ext.training.optimizers import learning_rates
+from lora_ext.training.learning import check_learning
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
+from lora_ext.training.rates import learning_rates
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -104,3 +105,4 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
     check_precision(config, checkpoint.device)
+    check_learning(config, checkpoint.device)
