@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.config.sample_prompts import SamplePrompt
+from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
+from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
@@ -42,7 +43,8 @@ class PreparedRun:
     @property
     def trial_prompt(self) -> str:
         """A prompt that shows what is trained: the first of the samples', or else the first caption."""
-        return self.sample_prompts[0].prompt if self.sample_prompts else self.scan.images[0].caption.strip()
+        caption = self.scan.images[0].caption.strip()
+        return self.sample_prompts[0].prompt.replace(FILEWORDS, caption) if self.sample_prompts else caption
 
 
 def prepare_run(
@@ -113,3 +115,4 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
     check_precision(config, checkpoint.device)
+    PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
