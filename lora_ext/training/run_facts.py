@@ -12,6 +12,7 @@ from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
 from lora_ext.training.first_weights import BaseNetwork
+from lora_ext.training.optimizers import optimizer_title
 
 
 class MetadataOfRun:
@@ -27,6 +28,7 @@ class MetadataOfRun:
         self._base_networks = [(each.file.path.name, each.multiplier, each.hash) for each in base]
         self._checkpoint = checkpoint_facts(checkpoint)
         self._session_id = 10**9 + secrets.randbelow(2**32 - 10**9)
+        self._optimizer = optimizer_title(prepared.config.learning)
         self._started_at = _whole_seconds()
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class MetadataOfRun:
             epoch=epoch,
             steps=step,
             base_networks=self._base_networks,
+            optimizer=self._optimizer,
             dataset_dirs={
                 folder.name: {"n_repeats": folder.repeats, "img_count": folder.pictures} for folder in report.folders
             },
