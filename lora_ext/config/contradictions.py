@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lora_ext.config.face_crop import face_crop_range
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
@@ -26,7 +25,6 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             ),
         )
     yield from _bucket_contradictions(dataset)
-    yield from _caption_contradictions(config)
     if prompts_file(config.samples.sample_prompts) is None:
         for problem in parse_sample_prompts(config.samples.sample_prompts)[1]:
             yield ("sample_prompts",), problem
@@ -50,20 +48,6 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
         yield (
             ("output_name",),
             f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
-        )
-
-
-def _caption_contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]:
-    """Texts of the dataset's and the captions' settings that cannot be read."""
-    if not config.captions.caption_separator:
-        yield ("caption_separator",), "caption_separator is empty: give what stands between tags, such as a comma"
-    text = config.dataset.face_crop_aug_range
-    try:
-        face_crop_range(text)
-    except ValueError:
-        yield (
-            ("face_crop_aug_range",),
-            f"face_crop_aug_range = {text!r}: allowed are two numbers above 0, the smaller first, such as 2.0,4.0",
         )
 
 

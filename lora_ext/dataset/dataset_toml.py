@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_ext.config.contradictions import contradictions
 from lora_ext.config.fields import parse_value, unknown_setting
-from lora_ext.config.train_config import TrainConfig, all_settings, make_config
+from lora_ext.config.train_config import TrainConfig, all_settings
 from lora_ext.dataset.folders import Terms
 from lora_ext.dataset.options import run_sizing, subset_options
 from lora_ext.protocols import ConfigError
@@ -96,20 +97,30 @@ def _entry(levels: list[_Level], number: int, config: TrainConfig) -> tuple[Subs
     values: dict[str, Any] = {}
     for level in levels:
         values |= {name: value for name, value in level.values.items() if name not in NOT_NEEDED}
-    extension = values.pop("caption_extension", None)
+    extension = values.pop("caption_extension", "").strip().lstrip(".").lower()
     settings = dict(
         _setting(name, value) for name, value in values.items() if name not in ("image_dir", "metadata_file", "is_reg")
     )
-    try:
-        own_config = make_config(settings, config)
-    except ConfigError as error:
-        return None, [f"{place}: {problem}" for problem in error.problems]
+    own_config = _with_settings(config, settings)
+    fighting = [text for names, text in contradictions(own_config) if settings.keys() & set(names)]
+    if fighting:
+        return None, [f"{place}: {text}" for text in fighting]
     options = subset_options(own_config)
-    if extension is not None:
-        options = replace(options, caption_extension=f".{str(extension).strip().lstrip('.').lower()}")
+    if extension:
+        options = replace(options, caption_extension=f".{extension}")
     terms = Terms(options, run_sizing(own_config), bool(own.get("is_reg", False)), number - 1)
     image_dir, metadata_file = (str(own.get(name, "")).strip() for name in ("image_dir", "metadata_file"))
     return SubsetEntry(place, image_dir, metadata_file, terms), []
+
+
+def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with some settings' values, which fit them."""
+    known = all_settings()
+    for name, value in settings.items():
+        group = known[name].group
+        changed = replace(getattr(config, group), **{name: parse_value(known[name], value)[0]})
+        config = replace(config, **{group: changed})
+    return config
 
 
 def _setting(name: str, value: Any) -> tuple[str, Any]:
@@ -118,7 +129,7 @@ def _setting(name: str, value: Any) -> tuple[str, Any]:
         return "train_batch_size", value
     if isinstance(value, list):
         return name, ",".join(str(part) for part in value)
-    if name == "resize_interpolation":
+    if name == "resize_interpolation" and isinstance(value, str):
         return name, _INTERPOLATIONS.get(value, value)
     return name, value
 
@@ -163,4 +174,5 @@ def _tables(parent: Mapping[str, Any], name: str, place: str, problems: list[str
         there = "it is empty" if found == [] else "it is missing" if found is None else f"it is {found!r}"
         problems.append(f"{place}: {name} is to be a list of tables, and {there}")
         return []
-    return found
+    problems += [f"{place}: {name} holds {each!r}, which is no table" for each in found if not isinstance(each, dict)]
+    return [each for each in found if isinstance(each, dict)]
