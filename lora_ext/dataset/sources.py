@@ -73,9 +73,7 @@ def read_sources(config: TrainConfig) -> tuple[list[Source], list[str]]:
     if isinstance(document, list):
         return _concept_sources(config, document, file)
     if not isinstance(document, dict):
-        raise UserError(
-            f"dataset_config: allowed are tables of datasets or a list of concepts, and this is {document!r}"
-        )
+        raise UserError(f"{file or 'dataset_config'}: allowed are tables of datasets, metadata or a list of concepts")
     if not {"datasets", "general"} & document.keys() and _is_json(file, text):
         if file is None:
             raise UserError("dataset_config: metadata can only be read from a file: give the path of the .json")
