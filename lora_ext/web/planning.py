@@ -15,6 +15,7 @@ from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan
+from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.sources import scan_dataset
@@ -48,6 +49,7 @@ class PlanningDesk:
         self.host = host
         self.allowed_roots = allowed_roots
         self._scans: dict[_Seen, tuple[float, DatasetScan]] = {}
+        self._inspect = RememberedFacts()
         self._lock = threading.Lock()
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
@@ -81,7 +83,7 @@ class PlanningDesk:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
                 return seen[1]
-            scan = scan_dataset(config)
+            scan = scan_dataset(config, self._inspect)
             self._scans.pop(key, None)
             while len(self._scans) >= _KEPT_SCANS:
                 del self._scans[next(iter(self._scans))]
