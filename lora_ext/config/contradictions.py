@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.resolution import resolution_of
+from lora_ext.config.run_rules import run_contradictions
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             ),
         )
     yield from _bucket_contradictions(dataset)
+    yield from run_contradictions(config)
     if prompts_file(config.samples.sample_prompts) is None:
         for problem in parse_sample_prompts(config.samples.sample_prompts)[1]:
             yield ("sample_prompts",), problem
