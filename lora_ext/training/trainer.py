@@ -124,11 +124,13 @@ class Trainer:
         checkpoint, config = self.checkpoint, self.config
         network = Network(session.targets(), generator_for(config.learning.seed, "network"))
         cast_network(network, config)
+        parameters = network.parameters_by_group()
+        rates = {part: rate for part, rate in prepared.rates.items() if part in parameters}  # a file may have one alone
         dataset = self._cached_dataset(prepared)
-        trained = "text_encoder" in prepared.rates
+        trained = "text_encoder" in rates
         conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control)
         session.attach(network)
-        optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
+        optimizer = make_optimizer(parameters, rates, config.learning)
         steps = prepared.plan.total_steps
         warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
         run = Run(
