@@ -125,9 +125,9 @@ def _scan_regularisation(config: TrainConfig, scan: DatasetScan, inspect: Inspec
             f"num_class_images = {wanted} needs class_prompt (what is drawn) and reg_data_dir (where it is kept): give "
             "both, or set num_class_images = 0"
         )
-    options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="")
+    options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="", num_repeats=1)
     terms = Terms(options, run_sizing(config), is_reg=True)
-    folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect, flat=False)
+    folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect)
     add_class_pictures(ClassPictures(folder, [prompt], wanted), terms, scan, config.learning.seed)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
-from lora_ext.config.sample_prompts import SamplePrompt
+from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
@@ -43,7 +43,8 @@ class PreparedRun:
     @property
     def trial_prompt(self) -> str:
         """A prompt that shows what is trained: the first of the samples', or else the first caption."""
-        return self.sample_prompts[0].prompt if self.sample_prompts else self.scan.images[0].caption.strip()
+        caption = self.scan.images[0].caption.strip()
+        return self.sample_prompts[0].prompt.replace(FILEWORDS, caption) if self.sample_prompts else caption
 
 
 def prepare_run(

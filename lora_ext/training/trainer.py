@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import check_class_pictures, draw_class_pictures
 from lora_ext.dataset.dataset import ImageDataset
-from lora_ext.dataset.folders import DatasetScan
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
@@ -102,6 +102,7 @@ class Trainer:
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
+        prepared = self._with_class_pictures(prepared)
         facts = facts_of(prepared.scan, checkpoint, base)
         state = find_state(config, self.output_dir)
         changes = check_same_run(state, prepared, facts) if state else []
@@ -123,11 +124,13 @@ class Trainer:
         checkpoint, config = self.checkpoint, self.config
         network = Network(session.targets(), generator_for(config.learning.seed, "network"))
         cast_network(network, config)
+        parameters = network.parameters_by_group()
+        rates = {part: rate for part, rate in prepared.rates.items() if part in parameters}  # a file may have one alone
         dataset = self._cached_dataset(prepared)
-        trained = "text_encoder" in prepared.rates
+        trained = "text_encoder" in rates
         conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control)
         session.attach(network)
-        optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
+        optimizer = make_optimizer(parameters, rates, config.learning)
         steps = prepared.plan.total_steps
         warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
         run = Run(
@@ -174,18 +177,19 @@ class Trainer:
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
         """The dataset, with the latents that are kept."""
-        dataset = ImageDataset(self._with_class_pictures(prepared.scan), self.config)
+        dataset = ImageDataset(prepared.scan, self.config)
         generator = generator_for(self.config.learning.seed, "latents")
         dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
         self.control.raise_if_stopping()
         return dataset
 
-    def _with_class_pictures(self, scan: DatasetScan) -> DatasetScan:
-        """The scan with the class pictures that were missing, drawn by the checkpoint as it is."""
+    def _with_class_pictures(self, prepared: PreparedRun) -> PreparedRun:
+        """The run with the class pictures that were missing, drawn by the checkpoint as it is."""
         if self.generator is None:
-            return scan
+            return prepared
         with random_states_kept(), torch.no_grad():
-            return draw_class_pictures(scan, self.config, self.generator, self.events, self.control)
+            scan = draw_class_pictures(prepared.scan, self.config, self.generator, self.events, self.control)
+        return replace(prepared, scan=scan)
 
     def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
         return SampleDrawer(

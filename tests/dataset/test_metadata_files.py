@@ -147,12 +147,27 @@ def test_concepts(pictures: Path, tmp_path: Path) -> None:
         ("class-00001.png", "cat, red hat", 64, 64), ("class-00002.png", "a cat in the sun", 64, 64),
         ("class-00003.png", "cat, b", 64, 64), ("class-00004.png", "cat, red hat", 64, 64),
     ]  # fmt: skip
+    assert classes.folder == tmp_path / "classes"
     order = classes.images[0].order
     assert order is not None and (order.negative_prompt, order.steps, order.cfg_scale) == ("ugly", 30, 7.5)
     assert found.warnings == [
         "n_save_sample, save_sample_prompt in the list of concepts: not used, see the settings of samples"
     ]
     assert [member.repeats for member in found.members] == [3, 3, 3, 3, 2, 2, 2]
+
+
+def test_class_pictures_that_are_there(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes").mkdir()
+    for name in ("7 grey.png", "drawn.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / "classes" / name)
+    (tmp_path / "classes" / "drawn.txt").write_text("photo of a cat", encoding="utf-8")
+    concept = {
+        "instance_data_dir": "pictures",
+        "class_data_dir": "classes",
+        "class_prompt": "photo of a [filewords] cat",
+    }
+    found = scan_file(tmp_path / "concepts.json", [concept])
+    assert [entry.caption for entry in found.subsets[1].images] == ["photo of a grey cat", "photo of a cat"]
 
 
 def test_a_list_of_concepts_as_text_and_in_a_configuration(pictures: Path) -> None:
