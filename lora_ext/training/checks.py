@@ -18,6 +18,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
+from lora_ext.training.prediction import check_prediction
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -105,3 +106,4 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
     check_precision(config, checkpoint.device)
+    check_prediction(config, checkpoint)

@@ -93,4 +93,8 @@ class TrainingLoop:
         if not math.isfinite(loss):
             self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
         seconds = time.perf_counter() - began
-        self.events.step(StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds))
+        self.events.step(
+            StepReport(
+                run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, run.step.bands
+            )
+        )  # fmt: skip

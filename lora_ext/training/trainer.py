@@ -24,6 +24,8 @@ from lora_ext.training.optimizers import make_optimizer
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.precision import autocasting, computing_in
+from lora_ext.training.prediction import prediction_warnings
+from lora_ext.training.prior import prior_prediction
 from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
@@ -96,6 +98,7 @@ class Trainer:
             encode = self._text_encoding(conditioning, dataset, trained="text_encoder" in prepared.rates)
             session.attach(network)
             optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
+            prior = prior_prediction(config, prepared.scan, network)
             steps = prepared.plan.total_steps
             warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
             run = Run(
@@ -103,7 +106,7 @@ class Trainer:
                 session=session,
                 dataset=dataset,
                 conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise),
+                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior),
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
                 samples=self._samples(prepared, dataset, network),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
@@ -114,7 +117,7 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in prepared.warnings:
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
