@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
 from lora_ext.config.sample_prompts import SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
@@ -107,3 +108,4 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
         )
     check_precision(config, checkpoint.device)
     check_prediction(config, checkpoint)
+    PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
