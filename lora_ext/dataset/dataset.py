@@ -110,6 +110,16 @@ class ImageDataset:
         self.latents = Latents([item.picture for item in self._used], encoder, self.config.memory, seed)
         self.latents.prepare(events, control)
 
+    def release_checkpoint(self) -> None:
+        """Free what is kept of the checkpoint's VAE, before the checkpoint is handed back for a while."""
+        if self.latents is not None:
+            self.latents.encoder.release()
+
+    def use_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Encode with this instance of the checkpoint from now on."""
+        if self.latents is not None:
+            self.latents.encoder.use(checkpoint)
+
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, counted from 1, without the first `skip`; latents must have been cached.
 

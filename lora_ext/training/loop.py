@@ -77,10 +77,12 @@ class TrainingLoop:
         if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
             return
         run = self.run
+        run.dataset.release_checkpoint()
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint
         run.step.checkpoint = checkpoint
         run.conditioning.encoder = checkpoint.text_encoders[0]
+        run.dataset.use_checkpoint(checkpoint)
 
     def _take_step(self, batches: Sequence[Batch]) -> None:
         """One optimizer update, and its report."""
