@@ -42,6 +42,7 @@ class RunFacts:
     Times are Unix seconds. `output_name` is the stem of the file that is written. Pictures are counted with their
     repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs` {folder: {"n_repeats": n, "img_count": n}},
     `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}}, "mean_img_ar_error": x} or None.
+    `validation` are the `lw_` keys of the held-out pictures' loss, with their values.
     """
 
     output_name: str
@@ -61,7 +62,8 @@ class RunFacts:
     author: str | None = None
     license: str | None = None
     description: str | None = None
-    timestep_range: tuple[int, int] | None = None
+    num_validation_images: int = 0
+    validation: Mapping[str, str] = field(default_factory=dict)
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
@@ -104,10 +106,11 @@ def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         **_run_values(facts),
         **_learning_values(config),
         **_loss_values(config),
+        **_validation_values(config),
         **_dataset_values(config, facts),
         **_checkpoint_values(facts),
     }
-    training = {f"ss_{key}": str(value) for key, value in values.items()}
+    training = {f"ss_{key}": str(value) for key, value in values.items()} | dict(facts.validation)
     return training | _modelspec(config, facts)
 
 
@@ -118,7 +121,7 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
         "training_finished_at": facts.training_finished_at,
         "output_name": facts.output_name,
         "num_train_images": facts.num_train_images,
-        "num_validation_images": 0,
+        "num_validation_images": facts.num_validation_images,
         "num_reg_images": 0,
         "num_batches_per_epoch": facts.num_batches_per_epoch,
         "num_epochs": facts.num_epochs,
@@ -156,24 +159,40 @@ def _learning_values(config: TrainConfig) -> dict[str, Any]:
 
 
 def _loss_values(config: TrainConfig) -> dict[str, Any]:
+    loss = config.loss
     return {
-        "noise_offset": config.loss.noise_offset or None,
-        "noise_offset_random_strength": False,
-        "multires_noise_iterations": None,
-        "multires_noise_discount": 0.3,
-        "adaptive_noise_scale": None,
-        "zero_terminal_snr": False,
-        "prior_loss_weight": 1.0,
-        "min_snr_gamma": config.loss.min_snr_gamma,
-        "ip_noise_gamma": None,
-        "debiased_estimation": False,
-        "loss_type": "l2",
-        "huber_schedule": "snr",
-        "huber_scale": 1.0,
-        "huber_c": 0.1,
-        "validation_seed": None,
-        "validation_split": 0.0,
+        "noise_offset": loss.noise_offset or None,
+        "noise_offset_random_strength": loss.noise_offset_random_strength,
+        "multires_noise_iterations": loss.multires_noise_iterations or None,
+        "multires_noise_discount": loss.multires_noise_discount,
+        "adaptive_noise_scale": loss.adaptive_noise_scale,
+        "zero_terminal_snr": loss.zero_terminal_snr,
+        "prior_loss_weight": config.dataset.prior_loss_weight,
+        "min_snr_gamma": loss.min_snr_gamma,
+        "ip_noise_gamma": loss.ip_noise_gamma or None,
+        "debiased_estimation": loss.debiased_estimation_loss,
+        "loss_type": loss.loss_type,
+        "huber_schedule": loss.huber_schedule,
+        "huber_scale": loss.huber_scale,
+        "huber_c": loss.huber_c,
     }
+
+
+def _validation_values(config: TrainConfig) -> dict[str, Any]:
+    samples = config.samples
+    return {
+        "validation_seed": samples.validation_seed,
+        "validation_split": samples.validation_split,
+        "max_validation_steps": samples.max_validation_steps,
+        "validate_every_n_epochs": samples.validate_every_n_epochs,
+        "validate_every_n_steps": samples.validate_every_n_steps,
+    }
+
+
+def _timestep_range(config: TrainConfig) -> str | None:
+    """The range of timesteps that is trained, where it is not all of them."""
+    first, end = config.loss.min_timestep, config.loss.max_timestep
+    return None if (first, end) == (0, 1000) else f"{first},{end}"
 
 
 def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
@@ -243,7 +262,7 @@ def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         "resolution": f"{size[0]}x{size[1]}" if size else None,
         "date": datetime.fromtimestamp(int(facts.training_finished_at)).isoformat(),
         "prediction_type": "v" if v_prediction else "epsilon",
-        "timestep_range": ",".join(map(str, facts.timestep_range)) if facts.timestep_range else None,
+        "timestep_range": _timestep_range(config),
         "encoder_layer": str(config.captions.clip_skip),
         "author": facts.author,
         "license": facts.license,

@@ -14,6 +14,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.validation_split import split_validation
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
@@ -34,6 +35,7 @@ class PreparedRun:
     report: DatasetReport
     plan: TrainingPlan
     sample_prompts: list[SamplePrompt]
+    held_out: DatasetScan | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -56,12 +58,12 @@ def prepare_run(
     rates = learning_rates(config)
     prompts = read_sample_prompts(config)
     check_output(config, output_dir)
-    scan = scan_dataset(config)
+    scan, held_out = split_validation(scan_dataset(config), config)
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
     plan = make_plan(config, report, output_dir)
     check_replaced([output_dir / name for name in written_files(config.saving, plan.total_epochs)])
-    return PreparedRun(config, output_dir, rates, scan, report, plan, prompts)
+    return PreparedRun(config, output_dir, rates, scan, report, plan, prompts, held_out)
 
 
 def check_output(config: TrainConfig, output_dir: Path) -> None:

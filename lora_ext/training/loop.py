@@ -37,15 +37,22 @@ class TrainingLoop:
         for epoch in range(1, plan.total_epochs + 1):
             run.epoch, run.epoch_losses = epoch, []
             self._take_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
             self._end_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
         if not self.control.cancelled:
             run.saver.save_last(run.epoch, run.steps)
         if run.steps == plan.total_steps:
             run.samples.after_last_step(run.epoch, run.steps)
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether somebody has said so, or the held-out pictures do before the last step."""
+        if self.control.stopping:
+            return True
+        return self.run.validation.exhausted and self.run.steps < self.run.plan.total_steps
 
     def _take_epoch(self) -> None:
         """The steps of one epoch, up to the run's last one or until the run is to end."""
@@ -53,6 +60,7 @@ class TrainingLoop:
         accumulation = self.config.learning.gradient_accumulation_steps
         for batches in windows(run.dataset.batches(run.epoch), accumulation):
             self._take_step(batches)
+            run.validation.after_step(run.epoch, run.steps)
             if run.steps < run.plan.total_steps:
                 self._pause_where_asked()
             if self.control.stopping or run.steps == run.plan.total_steps:
@@ -60,13 +68,14 @@ class TrainingLoop:
             if self.control.take_save_request():
                 run.saver.save_step(run.epoch, run.steps)
             run.samples.after_step(run.epoch, run.steps)
-            if self.control.stopping:
+            if self._ends_early:
                 return
 
     def _end_epoch(self) -> None:
         """Report an epoch that is complete; its file and its samples where they are wanted."""
         run, plan = self.run, self.run.plan
         self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
+        run.validation.after_epoch(run.epoch, run.steps, is_last=run.steps == plan.total_steps)
         if saves_epoch(self.config.saving, run.epoch, plan.total_epochs):
             run.saver.save_epoch(run.epoch, run.steps)
         if run.steps < plan.total_steps:

@@ -29,6 +29,11 @@ class PriorPrediction:
     weight: float
     caption: str | None = None
 
+    @property
+    def captions(self) -> list[str]:
+        """The captions that no picture of the dataset has."""
+        return [] if self.caption is None else [self.caption]
+
     @torch.no_grad()
     def target(self, predict: Predict, noisy: Tensor, timesteps: Tensor, batch: Batch, target: Tensor) -> Tensor:
         """The target with the base's prediction in the rows of regularisation pictures."""

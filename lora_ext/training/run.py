@@ -14,6 +14,7 @@ from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.session import Session
 from lora_ext.training.step import TrainingStep
+from lora_ext.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class TrainingResult:
 
     `files` are those written and still there, the last one last; `losses` has one entry a step (nan where a step was
     left out), `final_loss` is the mean of the last epoch's. `stopped`: ended on request before its last step;
-    `cancelled`: and without writing a last file.
+    `cancelled`: and without writing a last file. `best_epoch`: the one with the lowest validation loss. `note` says why
+    a run has ended early of itself.
     """
 
     files: list[Path]
@@ -34,6 +36,8 @@ class TrainingResult:
     losses: list[float] = field(default_factory=list)
     bad_steps: int = 0
     seconds: float = 0.0
+    best_epoch: int | None = None
+    note: str = ""
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Run:
     step: TrainingStep
     saver: NetworkSaver
     samples: SampleDrawer
+    validation: Validation
     factor: Callable[[int], float]
     epoch: int = 0
     losses: list[float] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
@@ -11,21 +12,25 @@ from lora_ext.checkpoint.picture_encoder import vae_file
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
+from lora_ext.training.prediction import prediction_type_of
 
 
 class MetadataOfRun:
     """Gives the metadata of each file of a run.
 
     Times are whole seconds and the session id has ten digits, always: `sshs_legacy_hash` looks at a fixed place in the
-    file, so the header of a repeated run must have the same length.
+    file, so the header of a repeated run must have the same length. `validation` gives what the held-out pictures say
+    after so many updates.
     """
 
     def __init__(self, checkpoint: Checkpoint, prepared: PreparedRun) -> None:
         self._prepared = prepared
         vae = vae_file(prepared.config.memory.vae) or checkpoint.vae_path
-        self._checkpoint = checkpoint_facts(replace(checkpoint, vae_path=vae))
+        kind = prediction_type_of(prepared.config, checkpoint)
+        self._checkpoint = checkpoint_facts(replace(checkpoint, vae_path=vae, prediction_type=kind))
         self._session_id = 10**9 + secrets.randbelow(2**32 - 10**9)
         self._started_at = _whole_seconds()
+        self.validation: Callable[[int], Mapping[str, str]] = lambda step: {}
 
     def __call__(self, stem: str, epoch: int, step: int) -> dict[str, str]:
         """Metadata of the file `stem`, written after `step` updates in `epoch`."""
@@ -46,6 +51,8 @@ class MetadataOfRun:
                 folder.name: {"n_repeats": folder.repeats, "img_count": folder.pictures} for folder in report.folders
             },
             tag_frequency=report.tag_frequency,
+            num_validation_images=len(self._prepared.held_out.images) if self._prepared.held_out else 0,
+            validation=self.validation(step),
             bucket_info=_bucket_info(report) if self._prepared.config.dataset.enable_bucket else None,
         )
         return network_metadata(self._prepared.config, facts)

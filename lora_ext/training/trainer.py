@@ -28,6 +28,7 @@ from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
 from lora_ext.training.step import TrainingStep
 from lora_ext.training.text_encoding import prepare_text
+from lora_ext.training.validation import Validation, held_out_pictures
 
 
 class Trainer:
@@ -89,23 +90,30 @@ class Trainer:
         with Session(checkpoint, config, prepared.rates) as session:
             network = Network(session.targets(), generator_for(config.learning.seed, "network"))
             dataset = self._cached_dataset(prepared)
+            held_out = held_out_pictures(prepared.held_out, checkpoint, config, self.events, self.control)
+            prior = prior_prediction(config, prepared.scan, network)
+            further = [*(held_out.captions if held_out else ()), *(prior.captions if prior else ())]
             trained = "text_encoder" in prepared.rates
-            conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control)
+            conditioning, encode = prepare_text(
+                checkpoint, dataset, config, trained, self.events, self.control, further
+            )
             session.attach(network)
             optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
-            prior = prior_prediction(config, prepared.scan, network)
             steps = prepared.plan.total_steps
             warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
+            step = TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior)
             run = Run(
                 plan=prepared.plan,
                 session=session,
                 dataset=dataset,
                 conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior),
+                step=step,
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
                 samples=self._samples(prepared, dataset, network),
+                validation=Validation(held_out, step.diffusion, network, self.events, self.control),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
             )
+            metadata.validation = run.validation.metadata
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
 
@@ -144,5 +152,7 @@ class Trainer:
             cancelled=self.control.cancelled,
             losses=run.losses,
             bad_steps=run.step.bad_steps,
+            best_epoch=run.validation.best.epoch if run.validation.best else None,
+            note="" if stopped else run.validation.note,
             seconds=time.perf_counter() - started,
         )
