@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType
+from lora_ext.config.face_crop import face_crop_range
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.train_config import TrainConfig
 
@@ -56,7 +57,9 @@ class RunFacts:
     max_train_steps: int
     epoch: int
     steps: int
+    num_reg_images: int = 0
     dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reg_dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
     author: str | None = None
@@ -122,7 +125,7 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
         "output_name": facts.output_name,
         "num_train_images": facts.num_train_images,
         "num_validation_images": facts.num_validation_images,
-        "num_reg_images": 0,
+        "num_reg_images": facts.num_reg_images,
         "num_batches_per_epoch": facts.num_batches_per_epoch,
         "num_epochs": facts.num_epochs,
         "max_train_steps": facts.max_train_steps,
@@ -205,12 +208,12 @@ def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "color_aug": dataset.color_aug,
         "flip_aug": dataset.flip_aug,
         "random_crop": dataset.random_crop,
-        "face_crop_aug_range": dataset.face_crop_aug_range or None,
+        "face_crop_aug_range": face_crop_range(dataset.face_crop_aug_range),
         "shuffle_caption": captions.shuffle_caption,
         "keep_tokens": captions.keep_tokens,
-        "caption_dropout_rate": 0.0,
-        "caption_dropout_every_n_epochs": 0,
-        "caption_tag_dropout_rate": 0.0,
+        "caption_dropout_rate": captions.caption_dropout_rate,
+        "caption_dropout_every_n_epochs": captions.caption_dropout_every_n_epochs,
+        "caption_tag_dropout_rate": captions.caption_tag_dropout_rate,
         "clip_skip": captions.clip_skip,
         "max_token_length": None if captions.max_token_length == 75 else captions.max_token_length,
         "enable_bucket": buckets,
@@ -219,7 +222,7 @@ def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "max_bucket_reso": dataset.max_bucket_reso if buckets else None,
         "bucket_info": json.dumps(facts.bucket_info),
         "dataset_dirs": json.dumps(facts.dataset_dirs),
-        "reg_dataset_dirs": json.dumps({}),
+        "reg_dataset_dirs": json.dumps(facts.reg_dataset_dirs),
         "tag_frequency": json.dumps(facts.tag_frequency),
     }
 

@@ -41,21 +41,29 @@ class MetadataOfRun:
             training_started_at=self._started_at,
             training_finished_at=_whole_seconds(),
             checkpoint=self._checkpoint,
-            num_train_images=report.repeats,
+            num_train_images=report.repeats - report.reg_repeats,
+            num_reg_images=sum(each.repeats * each.pictures for each in report.folders if each.is_reg),
             num_batches_per_epoch=plan.batches_per_epoch,
             num_epochs=plan.total_epochs,
             max_train_steps=plan.total_steps,
             epoch=epoch,
             steps=step,
-            dataset_dirs={
-                folder.name: {"n_repeats": folder.repeats, "img_count": folder.pictures} for folder in report.folders
-            },
+            dataset_dirs=_dirs(report, is_reg=False),
+            reg_dataset_dirs=_dirs(report, is_reg=True),
             tag_frequency=report.tag_frequency,
             num_validation_images=len(self._prepared.held_out.images) if self._prepared.held_out else 0,
             validation=self.validation(step),
             bucket_info=_bucket_info(report) if self._prepared.config.dataset.enable_bucket else None,
         )
         return network_metadata(self._prepared.config, facts)
+
+
+def _dirs(report: DatasetReport, is_reg: bool) -> dict[str, dict[str, int]]:
+    return {
+        folder.name: {"n_repeats": folder.repeats, "img_count": folder.pictures}
+        for folder in report.folders
+        if folder.is_reg is is_reg
+    }
 
 
 def _bucket_info(report: DatasetReport) -> dict[str, object]:

@@ -67,6 +67,7 @@ class TrainingStep:
 
     @checkpoint.setter
     def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Go on with another view of it."""
         self.diffusion.checkpoint = checkpoint
 
     def update(self, batches: Sequence[Batch], step: int) -> float:

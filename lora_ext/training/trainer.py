@@ -6,9 +6,13 @@ import math
 import time
 from pathlib import Path
 
+import torch
+
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.class_pictures import check_class_pictures, draw_class_pictures
 from lora_ext.dataset.dataset import ImageDataset
+from lora_ext.dataset.folders import DatasetScan
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
@@ -20,6 +24,7 @@ from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.prediction import prediction_warnings
 from lora_ext.training.prior import prior_prediction
+from lora_ext.training.random_states import random_states_kept
 from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
@@ -85,6 +90,7 @@ class Trainer:
         check_checkpoint(config, checkpoint)
         encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
+        check_class_pictures(prepared.scan, self.generator)
         self._announce(prepared)
         metadata = MetadataOfRun(checkpoint, prepared)
         with Session(checkpoint, config, prepared.rates) as session:
@@ -129,11 +135,18 @@ class Trainer:
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
         """The dataset, with the latents that are kept."""
-        dataset = ImageDataset(prepared.scan, self.config)
+        dataset = ImageDataset(self._with_class_pictures(prepared.scan), self.config)
         generator = generator_for(self.config.learning.seed, "latents")
         dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
         self.control.raise_if_stopping()
         return dataset
+
+    def _with_class_pictures(self, scan: DatasetScan) -> DatasetScan:
+        """The scan with the class pictures that were missing, drawn by the checkpoint as it is."""
+        if self.generator is None:
+            return scan
+        with random_states_kept(), torch.no_grad():
+            return draw_class_pictures(scan, self.config, self.generator, self.events, self.control)
 
     def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
         return SampleDrawer(
