@@ -145,7 +145,11 @@ def _train(
     host: Host, run: OpenRun, config: TrainConfig, control: Control, events: Events, borrow: Borrow
 ) -> TrainingResult:
     output_dir, place = Path(run.record.output_dir), PausePlace(borrow, run.paused_file)
-    return Trainer(borrow.checkpoint, config, output_dir, events, control, generator=host, pause_place=place).run()
+    trainer = Trainer(
+        borrow.checkpoint, config, output_dir, events, control, generator=host, pause_place=place,
+        network_folders=host.folders().networks,
+    )  # fmt: skip
+    return trainer.run()
 
 
 def _delete_paused_file(run: OpenRun, events: Events) -> None:

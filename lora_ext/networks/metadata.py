@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from lora_ext.config.resolution import resolution_of
 from lora_ext.config.train_config import TrainConfig
 
 _OPTIMIZERS = {"AdamW": "torch.optim.adamw.AdamW"}
+_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _SGM = "https://github.com/Stability-AI/generative-models"
 
 
@@ -44,6 +45,7 @@ class RunFacts:
     repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs` {folder: {"n_repeats": n, "img_count": n}},
     `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}}, "mean_img_ar_error": x} or None.
     `validation` are the `lw_` keys of the held-out pictures' loss, with their values.
+    `base_networks` are the files that were merged into the checkpoint first: (name, multiplier, hash).
     """
 
     output_name: str
@@ -62,11 +64,9 @@ class RunFacts:
     reg_dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
-    author: str | None = None
-    license: str | None = None
-    description: str | None = None
     num_validation_images: int = 0
     validation: Mapping[str, str] = field(default_factory=dict)
+    base_networks: Sequence[tuple[str, float, str]] = ()
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
@@ -103,7 +103,8 @@ def _sha256(path: Path) -> str:
 def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """All metadata of a file but its hashes; every value is text, "None" where there is none.
 
-    Options of sd-scripts that are no settings here stand with the value that they have there when they are off.
+    Options of sd-scripts that are no settings here stand with the value that they have there when they are off. With
+    `no_metadata` there is only what programs need to apply the file, as in sd-scripts.
     """
     values = {
         **_run_values(facts),
@@ -113,7 +114,11 @@ def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         **_dataset_values(config, facts),
         **_checkpoint_values(facts),
     }
+    if config.saving.no_metadata:
+        values = {key: values[key] for key in _MINIMUM}
     training = {f"ss_{key}": str(value) for key, value in values.items()} | dict(facts.validation)
+    if facts.base_networks:  # sd-scripts merges them and says nothing of it
+        training["lw_base_networks"] = json.dumps(facts.base_networks)
     return training | _modelspec(config, facts)
 
 
@@ -249,7 +254,7 @@ def _base_model_version(checkpoint: CheckpointFacts) -> str:
 
 def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """The `modelspec.*` keys, without those that have no value."""
-    checkpoint = facts.checkpoint
+    checkpoint, saving = facts.checkpoint, config.saving
     v_prediction = checkpoint.prediction_type == "v_prediction"
     architecture = {
         "SD1": "stable-diffusion-v1",
@@ -261,14 +266,15 @@ def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/lora",
         "implementation": _SGM if checkpoint.architecture == "SDXL" else "diffusers",
-        "title": facts.output_name,
+        "title": saving.metadata_title or facts.output_name,
         "resolution": f"{size[0]}x{size[1]}" if size else None,
         "date": datetime.fromtimestamp(int(facts.training_finished_at)).isoformat(),
         "prediction_type": "v" if v_prediction else "epsilon",
         "timestep_range": _timestep_range(config),
         "encoder_layer": str(config.captions.clip_skip),
-        "author": facts.author,
-        "license": facts.license,
-        "description": facts.description,
+        "author": saving.metadata_author or None,
+        "license": saving.metadata_license or None,
+        "description": saving.metadata_description or None,
+        "tags": saving.metadata_tags or None,
     }
     return {f"modelspec.{key}": value for key, value in values.items() if value is not None}

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.train_config import TrainConfig
 
 
 def checkpointed_blocks(model: Checkpoint, with_text_encoders: bool) -> list[nn.Module]:
@@ -21,6 +22,12 @@ def checkpointed_blocks(model: Checkpoint, with_text_encoders: bool) -> list[nn.
     return blocks
 
 
+def has_dropout(config: TrainConfig) -> bool:
+    """Whether adapters leave something out by chance."""
+    network = config.network
+    return bool(network.network_dropout or network.rank_dropout or network.module_dropout)
+
+
 def _layers(transformer: nn.Module) -> Iterator[nn.Module]:
     """The layers of a transformer: the members of its `layers` (HF) or `resblocks` (OpenCLIP)."""
     for name, module in transformer.named_modules():
@@ -29,29 +36,29 @@ def _layers(transformer: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def gradient_checkpointing(blocks: Iterable[nn.Module]) -> Iterator[None]:
+def gradient_checkpointing(blocks: Iterable[nn.Module], draws: bool = False) -> Iterator[None]:
     """Keep only each block's input and compute its inside again in the backward pass.
 
-    Works through each instance's `forward`, which is as it was afterwards. The base has no dropout in eval mode, so
-    the random state is neither saved nor set.
+    Works through each instance's `forward`, which is as it was afterwards. `draws`: something inside draws random
+    numbers (the base does not, in eval mode), which are to be the same ones the second time.
     """
     undo: list[Callable[[], None]] = []
     try:
         for block in blocks:
-            undo.append(_wrap(block))
+            undo.append(_wrap(block, draws))
         yield
     finally:
         for unwrap in reversed(undo):
             unwrap()
 
 
-def _wrap(block: nn.Module) -> Callable[[], None]:
+def _wrap(block: nn.Module, draws: bool) -> Callable[[], None]:
     """Override the instance's `forward`; returns what takes the override away again."""
     overridden = block.__dict__.get("forward")
     original = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return run_checkpointed(original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return run_checkpointed(original, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
 
     def unwrap() -> None:
         if overridden is None:

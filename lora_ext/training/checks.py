@@ -15,6 +15,7 @@ from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.sources import scan_dataset
 from lora_ext.dataset.validation_split import split_validation
+from lora_ext.networks.ckpt_file import is_network_ckpt
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
@@ -62,7 +63,7 @@ def prepare_run(
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
     plan = make_plan(config, report, output_dir)
-    check_replaced([output_dir / name for name in written_files(config.saving, plan.total_epochs)])
+    check_replaced([output_dir / name for name in written_files(config.saving, plan.counts)])
     return PreparedRun(config, output_dir, rates, scan, report, plan, prompts, held_out)
 
 
@@ -90,15 +91,22 @@ def check_replaced(files: Sequence[Path]) -> None:
     What cannot be read as a file of tensors holds nothing to lose.
     """
     for path in files:
-        try:
-            header = scan_network(path) if path.is_file() else None
-        except UserError:
-            continue
-        if header is not None and header.shapes and not header.holds_network:
+        if path.is_file() and _is_something_else(path):
             raise UserError(
                 f"{path} is there already and is no network (a checkpoint?): the run would replace it; "
                 "choose another output_name or output_dir"
             )
+
+
+def _is_something_else(path: Path) -> bool:
+    """Whether a file holds tensors, and none of a network."""
+    if path.suffix == ".ckpt":
+        return path.stat().st_size > 0 and not is_network_ckpt(path)
+    try:
+        header = scan_network(path)
+    except UserError:
+        return False
+    return bool(header.shapes) and not header.holds_network
 
 
 def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:

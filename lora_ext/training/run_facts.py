@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.picture_encoder import vae_file
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
+from lora_ext.training.first_weights import BaseNetwork
 from lora_ext.training.prediction import prediction_type_of
 
 
@@ -23,14 +25,24 @@ class MetadataOfRun:
     after so many updates.
     """
 
-    def __init__(self, checkpoint: Checkpoint, prepared: PreparedRun) -> None:
+    def __init__(self, checkpoint: Checkpoint, prepared: PreparedRun, base: Sequence[BaseNetwork] = ()) -> None:
+        """`base` are the networks that are merged into the checkpoint."""
         self._prepared = prepared
+        self._base_networks = [(each.file.path.name, each.multiplier, each.hash) for each in base]
         vae = vae_file(prepared.config.memory.vae) or checkpoint.vae_path
         kind = prediction_type_of(prepared.config, checkpoint)
         self._checkpoint = checkpoint_facts(replace(checkpoint, vae_path=vae, prediction_type=kind))
         self._session_id = 10**9 + secrets.randbelow(2**32 - 10**9)
         self._started_at = _whole_seconds()
         self.validation: Callable[[int], Mapping[str, str]] = lambda step: {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tells the run's files from those of other runs."""
+        return {"session_id": self._session_id, "started_at": self._started_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the same run."""
+        self._session_id, self._started_at = state["session_id"], state["started_at"]
 
     def __call__(self, stem: str, epoch: int, step: int) -> dict[str, str]:
         """Metadata of the file `stem`, written after `step` updates in `epoch`."""
@@ -48,6 +60,7 @@ class MetadataOfRun:
             max_train_steps=plan.total_steps,
             epoch=epoch,
             steps=step,
+            base_networks=self._base_networks,
             dataset_dirs=_dirs(report, is_reg=False),
             reg_dataset_dirs=_dirs(report, is_reg=True),
             tag_frequency=report.tag_frequency,

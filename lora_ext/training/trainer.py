@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,20 +19,27 @@ from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import token_count
+from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
 from lora_ext.training.optimizers import make_optimizer
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
+from lora_ext.training.precision import cast_network
 from lora_ext.training.prediction import prediction_warnings
 from lora_ext.training.prior import prior_prediction
 from lora_ext.training.random_states import random_states_kept
+from lora_ext.training.resuming import check_same_run, facts_of, find_state
+from lora_ext.training.retreat import Retreat, free_memory
 from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
+from lora_ext.training.state_folders import SavedState
+from lora_ext.training.state_saving import StateSaver
+from lora_ext.training.state_trees import OptimizerState
 from lora_ext.training.step import TrainingStep
 from lora_ext.training.text_encoding import prepare_text
 from lora_ext.training.validation import Validation, held_out_pictures
@@ -52,10 +61,12 @@ class Trainer:
         generator: ImageGenerator | None = None,
         pause_place: PausePlace | None = None,
         noise: NoiseSource | None = None,
+        network_folders: Sequence[Path] = (),
     ) -> None:
         """`generator` renders samples with the checkpoint as it is; without one there are none.
 
         `noise` stands in for the noise that the settings ask for, to compare with other programs.
+        `network_folders` is where networks are looked for that the settings name, besides the output folder.
         """
         self.checkpoint = checkpoint
         self.config = config
@@ -65,6 +76,7 @@ class Trainer:
         self.pause_place = pause_place
         self.generator = generator
         self.noise = noise
+        self.network_folders = (*network_folders, output_dir)
 
     def run(self) -> TrainingResult:
         """Train, and write the network's files.
@@ -81,9 +93,10 @@ class Trainer:
                 seconds=time.perf_counter() - started,
             )  # fmt: skip
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise UserError(advice_for(self.config, self.checkpoint.device)) from error
-            raise
+            if not is_out_of_memory(error):
+                raise
+        free_memory()  # outside of the except block: the error's traceback holds the tensors of the step
+        raise UserError(advice_for(self.config, self.checkpoint.device))
 
     def _run(self, started: float) -> TrainingResult:
         checkpoint, config = self.checkpoint, self.config
@@ -91,37 +104,74 @@ class Trainer:
         encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
+        base = read_base_networks(config.network, self.network_folders)
+        facts = facts_of(prepared.scan, checkpoint, base)
+        state = find_state(config, self.output_dir)
+        changes = check_same_run(state, prepared, facts) if state else []
+        first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
-        metadata = MetadataOfRun(checkpoint, prepared)
-        with Session(checkpoint, config, prepared.rates) as session:
-            network = Network(session.targets(), generator_for(config.learning.seed, "network"))
-            dataset = self._cached_dataset(prepared)
-            held_out = held_out_pictures(prepared.held_out, checkpoint, config, self.events, self.control)
-            prior = prior_prediction(config, prepared.scan, network)
-            further = [*(held_out.captions if held_out else ()), *(prior.captions if prior else ())]
-            trained = "text_encoder" in prepared.rates
-            conditioning, encode = prepare_text(
-                checkpoint, dataset, config, trained, self.events, self.control, further
-            )
-            session.attach(network)
-            optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
-            steps = prepared.plan.total_steps
-            warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
-            step = TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior)
-            run = Run(
-                plan=prepared.plan,
-                session=session,
-                dataset=dataset,
-                conditioning=conditioning,
-                step=step,
-                saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
-                samples=self._samples(prepared, dataset, network),
-                validation=Validation(held_out, step.diffusion, network, self.events, self.control),
-                factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
-            )
-            metadata.validation = run.validation.metadata
+        source = state.network if state else first.tensors if first else None
+        like = source if config.network.dim_from_weights else None
+        with Session(checkpoint, config, prepared.rates, base, like) as session:
+            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base), facts)
+            for note in begin_with(run.network, first) if first else ():
+                self.events.message("warning", note)
+            if state:
+                self._go_on(run, state, changes)
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
+
+    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]) -> Run:
+        """Everything that the first step needs; the network is attached."""
+        checkpoint, config = self.checkpoint, self.config
+        network = Network(session.targets(), generator_for(config.learning.seed, "network"))
+        cast_network(network, config)
+        parameters = network.parameters_by_group()
+        rates = {part: rate for part, rate in prepared.rates.items() if part in parameters}  # a file may have one alone
+        dataset = self._cached_dataset(prepared)
+        held_out = held_out_pictures(prepared.held_out, checkpoint, config, self.events, self.control)
+        prior = prior_prediction(config, prepared.scan, network)
+        further = [*(held_out.captions if held_out else ()), *(prior.captions if prior else ())]
+        trained = "text_encoder" in rates
+        conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control, further)
+        session.attach(network)
+        optimizer = make_optimizer(parameters, rates, config.learning)
+        steps = prepared.plan.total_steps
+        warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
+        step = TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior, self._retreat(session))
+        run = Run(
+            plan=prepared.plan,
+            session=session,
+            dataset=dataset,
+            conditioning=conditioning,
+            network=network,
+            step=step,
+            saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
+            samples=self._samples(prepared, dataset, network),
+            validation=Validation(held_out, step.diffusion, network, self.events, self.control),
+            factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
+            facts=facts,
+        )
+        metadata.validation = run.validation.metadata
+        run.states = StateSaver(config, self.output_dir, self.events, run.snapshot, metadata)
+        run.parts = {
+            "optimizer": OptimizerState(optimizer), "step": run.step, "files": run.saver, "states": run.states,
+            "metadata": metadata, "validation": run.validation,
+        }  # fmt: skip
+        return run
+
+    def _retreat(self, session: Session) -> Retreat | None:
+        """What a run does when memory does not suffice for a step, None where it ends then."""
+        if self.config.memory.on_out_of_memory != "retreat":
+            return None
+        return Retreat(self.events, session.checkpoint_gradients)
+
+    def _go_on(self, run: Run, state: SavedState, changes: Sequence[str]) -> None:
+        """Begin where a saved state was, and say what has changed since."""
+        run.go_on_from(state, self.events)
+        self.events.message("info", f"Goes on after step {run.steps} of {run.plan.total_steps}.")
+        for change in changes:
+            self.events.message("warning", f"Changed since the state was saved: {change}.")
 
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):

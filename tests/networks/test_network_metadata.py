@@ -58,8 +58,12 @@ def test_the_keys() -> None:
 
 
 def test_optional_modelspec_keys_stand_when_there_is_something_to_say() -> None:
-    facts = replace(FACTS, author="me", license="CC0", description="a cat")
-    metadata = network_metadata(make_config({"min_timestep": 200}), facts)
+    config = make_config({
+        "metadata_author": "me", "metadata_license": "CC0", "metadata_description": "a cat",
+        "metadata_tags": "cat, pet", "metadata_title": "Cat", "min_timestep": 200,
+    })  # fmt: skip
+    metadata = network_metadata(config, FACTS)
+    assert (metadata["modelspec.title"], metadata["modelspec.tags"]) == ("Cat", "cat, pet")
     optional = {key: metadata[f"modelspec.{key}"] for key in ("author", "license", "description", "timestep_range")}
     assert optional == {"author": "me", "license": "CC0", "description": "a cat", "timestep_range": "200,1000"}
 
@@ -170,3 +174,15 @@ def test_the_checkpoints_file_and_hashes(tmp_path: Path, checkpoint: Checkpoint)
     assert (facts.name, facts.legacy_hash, facts.sha256) == ("base.ckpt", expected, "abc")
     nowhere = checkpoint_facts(replace(checkpoint, path=None, name="in memory", sha256=""))
     assert (nowhere.name, nowhere.legacy_hash, nowhere.sha256) == ("in memory", None, None)
+
+
+def test_without_metadata_there_is_what_programs_need() -> None:
+    metadata = network_metadata(make_config({"no_metadata": True}), FACTS)
+    assert {key for key in metadata if key.startswith("ss_")} == {
+        "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
+    }  # fmt: skip
+
+
+def test_networks_merged_into_the_base_are_named() -> None:
+    metadata = network_metadata(TrainConfig(), replace(FACTS, base_networks=[("style.safetensors", 0.5, "ab")]))
+    assert json.loads(metadata["lw_base_networks"]) == [["style.safetensors", 0.5, "ab"]]
