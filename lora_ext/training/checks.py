@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
-from lora_ext.config.sample_prompts import SamplePrompt
+from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
@@ -18,10 +18,11 @@ from lora_ext.dataset.validation_split import split_validation
 from lora_ext.networks.ckpt_file import is_network_ckpt
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
-from lora_ext.training.optimizers import learning_rates
+from lora_ext.training.learning import check_learning
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
 from lora_ext.training.prediction import check_prediction
+from lora_ext.training.rates import learning_rates
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -46,7 +47,8 @@ class PreparedRun:
     @property
     def trial_prompt(self) -> str:
         """A prompt that shows what is trained: the first of the samples', or else the first caption."""
-        return self.sample_prompts[0].prompt if self.sample_prompts else self.scan.images[0].caption.strip()
+        caption = self.scan.images[0].caption.strip()
+        return self.sample_prompts[0].prompt.replace(FILEWORDS, caption) if self.sample_prompts else caption
 
 
 def prepare_run(
@@ -119,3 +121,4 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
     check_precision(config, checkpoint.device)
     check_prediction(config, checkpoint)
     PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
+    check_learning(config, checkpoint.device)

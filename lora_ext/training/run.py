@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Events
 from lora_ext.training.conditioning import TextConditioning
+from lora_ext.training.learning import Learning
 from lora_ext.training.plan import TrainingPlan
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
@@ -64,7 +65,7 @@ class Run:
     saver: NetworkSaver
     samples: SampleDrawer
     validation: Validation
-    factor: Callable[[int], float]
+    learning: Learning
     states: StateSaver = field(init=False)
     parts: dict[str, Stateful] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)

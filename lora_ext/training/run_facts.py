@@ -14,6 +14,7 @@ from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
 from lora_ext.training.first_weights import BaseNetwork
+from lora_ext.training.optimizers import optimizer_title
 from lora_ext.training.prediction import prediction_type_of
 
 
@@ -33,6 +34,7 @@ class MetadataOfRun:
         kind = prediction_type_of(prepared.config, checkpoint)
         self._checkpoint = checkpoint_facts(replace(checkpoint, vae_path=vae, prediction_type=kind))
         self._session_id = 10**9 + secrets.randbelow(2**32 - 10**9)
+        self._optimizer = optimizer_title(prepared.config.learning)
         self._started_at = _whole_seconds()
         self.validation: Callable[[int], Mapping[str, str]] = lambda step: {}
 
@@ -61,6 +63,7 @@ class MetadataOfRun:
             epoch=epoch,
             steps=step,
             base_networks=self._base_networks,
+            optimizer=self._optimizer,
             dataset_dirs=_dirs(report, is_reg=False),
             reg_dataset_dirs=_dirs(report, is_reg=True),
             tag_frequency=report.tag_frequency,

@@ -25,9 +25,11 @@ from lora_ext.jobs.records import json_value
 from lora_ext.protocols import Host, UserError
 from lora_ext.training.plan import TrainingPlan, make_plan
 
+NO_PICTURES = "Give the folder of your pictures and press Look."
+NO_PLAN = "Steps and files stand here as soon as there are pictures."
+
 _Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str]
 """What a scan depends on."""
-
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
 
@@ -65,18 +67,24 @@ class PlanningDesk:
         return look, make_plan(config, look.report, output_folder(config, self.host))
 
     def check_paths(self, config: TrainConfig) -> None:
-        """Raise UserError where the settings lead out of the allowed folders."""
+        """Raise UserError where the settings, or what they name, lead out of the allowed folders."""
         if self.allowed_roots is None:
             return
-        for name, text in (
-            ("train_data_dir", config.dataset.train_data_dir),
-            ("output_dir", config.saving.output_dir),
-            ("sample_prompts", str(prompts_file(config.samples.sample_prompts) or "")),
-        ):
-            path = Path(text.strip()).expanduser().resolve()
-            if text.strip() and not any(path.is_relative_to(root.resolve()) for root in self.allowed_roots):
-                there = ", ".join(str(root) for root in self.allowed_roots)
-                raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
+        for name, text in paths_of(config):
+            self._check_path(name, text)
+        if config.dataset.dataset_config.strip():
+            scan = self._scan(config, fresh=False)
+            named = {str(entry.path.parent) for entry in scan.images}
+            named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
+            for folder in named:
+                self._check_path("dataset_config", folder)
+
+    def _check_path(self, name: str, text: str) -> None:
+        path = Path(text.strip()).expanduser().resolve()
+        roots = self.allowed_roots or ()
+        if not any(path.is_relative_to(root.resolve()) for root in roots):
+            there = ", ".join(str(root) for root in roots)
+            raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
     def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
         key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
@@ -90,6 +98,30 @@ class PlanningDesk:
                 del self._scans[next(iter(self._scans))]
             self._scans[key] = (time.monotonic(), scan)
             return scan
+
+
+def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
+    """Every path that the settings name, with the name of its setting.
+
+    What may also be the name of a network or a run, and holds no separator, is looked up in the program's own folders.
+    """
+    dataset, network, saving = config.dataset, config.network, config.saving
+    description = dataset.dataset_config.strip()
+    paths = [
+        ("train_data_dir", dataset.train_data_dir),
+        ("dataset_config", "" if "\n" in description or description[:1] in ("[", "{") else description),
+        ("reg_data_dir", dataset.reg_data_dir),
+        ("conditioning_data_dir", dataset.conditioning_data_dir),
+        ("validation_data_dir", config.samples.validation_data_dir),
+        ("vae", config.memory.vae),
+        ("output_dir", saving.output_dir),
+        ("logging_dir", saving.logging_dir),
+        ("sample_prompts", str(prompts_file(config.samples.sample_prompts) or "")),
+    ]
+    named = [("network_weights", network.network_weights), ("resume", saving.resume)]
+    named += [("base_weights", line) for line in network.base_weights.splitlines()]
+    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\")]
+    return [(name, text) for name, text in paths if text.strip()]
 
 
 def count_tokens(caption: str) -> int:
