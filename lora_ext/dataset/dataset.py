@@ -64,7 +64,7 @@ class ImageDataset:
         self.config = config
         self.caption_variants = 0
         self.report: DatasetReport = make_report(scan, config)
-        masks = masks_of(scan) if config.loss.masked_loss else [None] * len(scan.images)
+        masks = masks_of(scan) if config.loss.masked_loss else [None] * len(scan.members)
         self._items = [
             _Item(member, _picture(index, member, mask))
             for index, (member, mask) in enumerate(zip(scan.members, masks, strict=True))

@@ -21,12 +21,13 @@ Encode = Callable[[list[str]], Tensor]
 
 
 def prepare_text(
-    checkpoint: Checkpoint, dataset: ImageDataset, config: TrainConfig, trained: bool, events: Events, control: Control
-) -> tuple[TextConditioning, Encode]:
+    checkpoint: Checkpoint, dataset: ImageDataset, config: TrainConfig, trained: bool, events: Events, control: Control,
+    further: Sequence[str] = (),
+) -> tuple[TextConditioning, Encode]:  # fmt: skip
     """What encodes captions, with room for the longest of the dataset, and what the training takes states from.
 
     Where the text encoder is `trained` that is the encoder itself; otherwise states are kept, as far as the settings
-    want it and the captions are known.
+    want it and the captions are known. `further` captions, of no picture that is trained on, are kept with them.
     """
     memory = config.memory
     on_disk = memory.cache_text_encoder_outputs_to_disk
@@ -43,7 +44,7 @@ def prepare_text(
     files = _files(checkpoint, conditioning, dataset, config, events) if on_disk else None
     cache = EncodingCache(conditioning.encode, files)
     with autocasting(config, checkpoint):
-        cache.prepare(dataset.captions, events, control)
+        cache.prepare([*dataset.captions, *further], events, control)
     return conditioning, cache
 
 
