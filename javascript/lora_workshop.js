@@ -72,7 +72,7 @@
   }
 
   const grouped = (number) => number.toLocaleString("en-US");
-  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.safetensors$/, "");
+  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.(safetensors|ckpt)$/, "");
   const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "");
 
   function facts(status) {
@@ -94,6 +94,22 @@
     return parts.join(" · ");
   }
 
+  const PARTS = { unet: "U-Net", text_encoder: "text encoder" };
+  const short = (number) => (number !== 0 && Math.abs(number) < 0.01 ? number.toExponential(2).replace(/\.?0+e/, "e") : number.toPrecision(3));
+  const bestOf = (run) => (run.best_epoch === null ? "" : `epoch ${run.best_epoch} (validation ${run.best_loss.toFixed(4)})`);
+
+  /* Rates, memory and losses by timesteps, as they are at the moment. */
+  function numbers(status) {
+    if (!status.record || status.record.state !== "running") return "";
+    const rates = Object.entries(status.learning_rates).map(([part, rate]) =>
+      `${Object.entries(PARTS).reduce((words, [name, shown]) => words.replace(name, shown), part)} ${short(rate)}`);
+    const bands = Object.entries(status.bands).map(([band, loss]) => `${band}: ${loss.toFixed(3)}`);
+    return [
+      rates.length ? `rate ${rates.join(", ")}` : "", bands.length ? `loss by timesteps ${bands.join(", ")}` : "",
+      status.memory_gb === null ? "" : `memory ${status.memory_gb.toFixed(1)} GB`,
+    ].filter(Boolean).join(" · ");
+  }
+
   /* ---- the run that goes on ---- */
 
   function showRun(status) {
@@ -111,6 +127,7 @@
     setText("run-state", run ? STATES[run.state] : "idle");
     setText("run-name", run ? run.name : "No run yet in this session.");
     setText("run-facts", run ? facts(status) : "Press Start: progress, loss and saved epochs appear here.");
+    setText("run-numbers", numbers(status));
     setText("run-note", run ? [run.state === "queued" ? "" : run.note, run.error].filter(Boolean).join(" · ") : "");
     const percent = Math.round(1000 * status.progress) / 10;
     byId("bar-fill").style.width = `${percent}%`;
@@ -122,7 +139,7 @@
       byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
-    showChart(run);
+    showChart(run, status.validations);
     for (const show of core.onStatus) show(status);
   }
 
@@ -164,8 +181,8 @@
     }));
   }
 
-  function showChart(run) {
-    const state = run ? `${run.id} ${run.steps} ${run.state}` : "";
+  function showChart(run, validations) {
+    const state = run ? `${run.id} ${run.steps} ${run.state} ${validations}` : "";
     if (state === seen.chart) return;
     seen.chart = state;
     if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { byId("chart").innerHTML = svg; }).catch(report);
@@ -189,7 +206,7 @@
           element("b", { textContent: run.name }),
           element("span", { className: "lw-pill", textContent: STATES[run.state] }),
           when(run.created), `${grouped(run.steps)} / ${grouped(run.total_steps)}`,
-          run.loss === null ? "–" : run.loss.toFixed(4), String(run.files.length), open,
+          run.loss === null ? "–" : run.loss.toFixed(4), bestOf(run) || "–", String(run.files.length), open,
         ];
         const row = element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
         row.dataset.state = run.state;
@@ -215,6 +232,7 @@
       element("h4", { textContent: `${run.name}: ${STATES[run.state]}, ${when(run.created)}` }),
       element("p", { className: "lw-run-note", textContent: [run.note, run.error].filter(Boolean).join(" · ") }),
       element("p", { textContent: [run.checkpoint, ...run.dataset.slice(0, 1)].filter(Boolean).join(" · ") }),
+      element("p", { textContent: bestOf(run) && `Best: ${bestOf(run)}` }),
       element("div", { className: "lw-columns" }, chart, files), again,
       element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
     );
@@ -316,7 +334,7 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  Object.assign(core, { poll, ask, byId, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  Object.assign(core, { poll, ask, byId, bestOf, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
   if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();

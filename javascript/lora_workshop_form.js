@@ -12,6 +12,7 @@
   const control = (field) => field.querySelector("[name]");
   const valueOf = (field) => (control(field).type === "checkbox" ? control(field).checked : control(field).value);
   const values = () => Object.fromEntries(fields().map((field) => [field.dataset.name, valueOf(field)]));
+  const defaults = () => Object.fromEntries(fields().map((field) => [field.dataset.name, field.dataset.default]));
   const isChanged = (field) => String(valueOf(field)) !== field.dataset.default;
 
   /* ---- filling in ---- */
@@ -174,5 +175,5 @@
   };
 
   core.onMount.push(() => fillFromRun("").catch(core.report));
-  Object.assign(core, { form: { values, fill, fillFromRun } });
+  Object.assign(core, { form: { values, defaults, fill, fillFromRun } });
 })();

@@ -245,4 +245,4 @@ def test_fields_are_reached_by_keyboard(page: Page) -> None:
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.closest('[id^=lw-]')?.id"))
     assert reached[0] == "lw-look"
-    assert "lw-output_name" in reached
+    assert "lw-field-output_name" in reached
