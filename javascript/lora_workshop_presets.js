@@ -39,11 +39,25 @@
     showOwn(known.own);
   }
 
+  /* Of the buttons of a kind the Tab key reaches one, arrows the others. */
   function markChosen() {
-    for (const each of document.querySelectorAll(".lw-kind")) {
-      each.setAttribute("aria-checked", String(chosen[each.dataset.kind] === each.dataset.name));
+    for (const set of document.querySelectorAll(".lw-kind-set")) {
+      const all = [...set.querySelectorAll(".lw-kind")];
+      const checked = all.find((each) => chosen[each.dataset.kind] === each.dataset.name);
+      for (const each of all) {
+        each.setAttribute("aria-checked", String(each === checked));
+        each.tabIndex = each === (checked || all[0]) ? 0 : -1;
+      }
     }
   }
+
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step || !event.target.matches?.(".lw-kind")) return;
+    event.preventDefault();
+    const all = [...event.target.parentElement.querySelectorAll(".lw-kind")];
+    all[(all.indexOf(event.target) + step + all.length) % all.length].focus();
+  });
 
   /* Fills what the presets set; what an earlier one had set and these leave alone goes back to its default. */
   actions["choose-kind"] = async ({ dataset }) => {
