@@ -5,17 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import Bucket, Size, choose_bucket
+from lora_ext.dataset.buckets import Size, choose_bucket
 from lora_ext.dataset.captions import caption_version, is_dropped, longest_captions, process_caption
 from lora_ext.dataset.folders import DatasetScan, Member
-from lora_ext.dataset.latents import Picture, encode_pictures
+from lora_ext.dataset.latents import Latents
+from lora_ext.dataset.masks import masks_of
+from lora_ext.dataset.pictures import Picture
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.seeds import Occurrence, derived_seed, random_for
 from lora_ext.dataset.step_count import count_steps
@@ -61,12 +65,11 @@ class ImageDataset:
         self.caption_variants = 0
         self.report: DatasetReport = make_report(scan, config)
         self._items = [
-            _Item(member, Picture(index, member.entry.path, _bucket_of(member)))
-            for index, member in enumerate(scan.members)
+            _Item(member, _picture(index, member, mask))
+            for index, (member, mask) in enumerate(zip(scan.members, masks_of(scan), strict=True))
         ]
         self._used = [item for item in self._items if item.member.repeats]  # regularisation pictures may be too many
-        self._latents: dict[Picture, Tensor] = {}
-        self._latent_scale = 1.0
+        self.latents: Latents | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -97,15 +100,25 @@ class ImageDataset:
     def cache_latents(
         self, checkpoint: Checkpoint, events: Events, control: Control, generator: torch.Generator | None = None
     ) -> None:
-        """Encode every picture once, with one draw from the VAE's posterior.
+        """Encode every picture that is the same each time once, with one draw from the VAE's posterior.
 
         Each picture's draw depends on the seed (of `generator`, else the configuration's) and on its place in the
         dataset alone. Raises Cancelled when the run is to end, UserError where a picture cannot be encoded.
         """
         seed = self.config.learning.seed if generator is None else generator.initial_seed()
-        pictures = [item.picture for item in self._used]
-        self._latents = encode_pictures(pictures, checkpoint, self.config.memory.vae_batch_size, seed, events, control)
-        self._latent_scale = checkpoint.latent_scale
+        encoder = PictureEncoder(checkpoint, vae_file(self.config.memory.vae))
+        self.latents = Latents([item.picture for item in self._used], encoder, self.config.memory, seed)
+        self.latents.prepare(events, control)
+
+    def release_checkpoint(self) -> None:
+        """Free what is kept of the checkpoint's VAE, before the checkpoint is handed back for a while."""
+        if self.latents is not None:
+            self.latents.encoder.release()
+
+    def use_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Encode with this instance of the checkpoint from now on."""
+        if self.latents is not None:
+            self.latents.encoder.use(checkpoint)
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, counted from 1, without the first `skip`; latents must have been cached.
@@ -131,19 +144,20 @@ class ImageDataset:
         return epoch_batches([(groups[key], sizes[key[0]]) for key in sorted(groups)], rng)
 
     def _batch(self, occurrences: Sequence[Occurrence], step: int, total_steps: int) -> Batch:
-        if not self._latents:
+        if self.latents is None:
             raise RuntimeError("ImageDataset.batches() needs cache_latents() first")
         items = [self._items[each.picture] for each in occurrences]
-        latents = torch.stack([self._latents[item.picture] for item in items])  # (batch, 4, h/8, w/8)
+        latents, masks = self.latents(occurrences)
         reg = [item.member.subset.is_reg for item in items]
         weights = [self.config.dataset.prior_loss_weight if each else 1.0 for each in reg]
         return Batch(
-            latents=latents * self._latent_scale,
+            latents=latents * self.latents.encoder.latent_scale,
             captions=[self._caption(each, step, total_steps) for each in occurrences],
             loss_weights=torch.tensor(weights),
             sizes=[item.picture.bucket.size for item in items],
             entries=[each.picture for each in occurrences],
             is_reg=reg,
+            masks=masks,
         )
 
     def _caption(self, occurrence: Occurrence, step: int, total_steps: int) -> str:
@@ -174,5 +188,7 @@ def epoch_batches(groups: Sequence[tuple[Sequence[_Member], int]], rng: random.R
     return batches
 
 
-def _bucket_of(member: Member) -> Bucket:
-    return choose_bucket(member.entry.width, member.entry.height, member.subset.sizing)
+def _picture(index: int, member: Member, mask: Path | None) -> Picture:
+    entry, options = member.entry, member.subset.options
+    bucket = choose_bucket(entry.width, entry.height, member.subset.sizing)
+    return Picture(index, entry.path, bucket, (entry.width, entry.height), options, entry.content_hash, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan, Terms, scan_folder
+from lora_ext.dataset.masks import mask_problems
 from lora_ext.dataset.options import run_sizing, subset_options
 
 
@@ -17,4 +18,5 @@ def scan_dataset(config: TrainConfig) -> DatasetScan:
     scan_folder(
         "train_data_dir", config.dataset.train_data_dir, Terms(subset_options(config), run_sizing(config)), scan
     )
+    scan.problems += mask_problems(scan)
     return scan

@@ -150,7 +150,7 @@ def _learning_values(config: TrainConfig) -> dict[str, Any]:
         "mixed_precision": memory.mixed_precision,
         "full_fp16": False,
         "lowram": False,
-        "cache_latents": True,
+        "cache_latents": memory.cache_latents or memory.cache_latents_to_disk,
         "training_comment": config.saving.training_comment or None,
     }
 
@@ -183,10 +183,10 @@ def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "batch_size_per_device": learning.train_batch_size,
         "total_batch_size": learning.train_batch_size * learning.gradient_accumulation_steps,
         "resolution": resolution_of(dataset.resolution),
-        "color_aug": False,
-        "flip_aug": False,
-        "random_crop": False,
-        "face_crop_aug_range": None,
+        "color_aug": dataset.color_aug,
+        "flip_aug": dataset.flip_aug,
+        "random_crop": dataset.random_crop,
+        "face_crop_aug_range": dataset.face_crop_aug_range or None,
         "shuffle_caption": captions.shuffle_caption,
         "keep_tokens": captions.keep_tokens,
         "caption_dropout_rate": 0.0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
 from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
@@ -18,6 +19,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.optimizers import learning_rates
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
+from lora_ext.training.prediction import check_prediction
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -106,3 +108,5 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
     check_precision(config, checkpoint.device)
+    check_prediction(config, checkpoint)
+    PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit

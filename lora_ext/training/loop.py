@@ -77,10 +77,12 @@ class TrainingLoop:
         if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
             return
         run = self.run
+        run.dataset.release_checkpoint()
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint
         run.step.checkpoint = checkpoint
         run.conditioning.encoder = checkpoint.text_encoders[0]
+        run.dataset.use_checkpoint(checkpoint)
 
     def _take_step(self, batches: Sequence[Batch]) -> None:
         """One optimizer update, and its report."""
@@ -93,4 +95,8 @@ class TrainingLoop:
         if not math.isfinite(loss):
             self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
         seconds = time.perf_counter() - began
-        self.events.step(StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds))
+        self.events.step(
+            StepReport(
+                run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, run.step.bands
+            )
+        )  # fmt: skip

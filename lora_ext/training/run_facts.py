@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.picture_encoder import vae_file
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
@@ -20,7 +22,8 @@ class MetadataOfRun:
 
     def __init__(self, checkpoint: Checkpoint, prepared: PreparedRun) -> None:
         self._prepared = prepared
-        self._checkpoint = checkpoint_facts(checkpoint)
+        vae = vae_file(prepared.config.memory.vae) or checkpoint.vae_path
+        self._checkpoint = checkpoint_facts(replace(checkpoint, vae_path=vae))
         self._session_id = 10**9 + secrets.randbelow(2**32 - 10**9)
         self._started_at = _whole_seconds()
 

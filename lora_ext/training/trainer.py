@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import ImageDataset
-from lora_ext.dataset.encodings import EncodingCache
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import TextConditioning, token_count
+from lora_ext.training.conditioning import token_count
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
 from lora_ext.training.optimizers import make_optimizer
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
-from lora_ext.training.precision import autocasting, computing_in
+from lora_ext.training.prediction import prediction_warnings
+from lora_ext.training.prior import prior_prediction
 from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
@@ -31,6 +27,7 @@ from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
 from lora_ext.training.step import TrainingStep
+from lora_ext.training.text_encoding import prepare_text
 
 
 class Trainer:
@@ -85,17 +82,18 @@ class Trainer:
     def _run(self, started: float) -> TrainingResult:
         checkpoint, config = self.checkpoint, self.config
         check_checkpoint(config, checkpoint)
-        encoder = checkpoint.text_encoders[0]
-        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption))
+        encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
+        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
         self._announce(prepared)
         metadata = MetadataOfRun(checkpoint, prepared)
         with Session(checkpoint, config, prepared.rates) as session:
             network = Network(session.targets(), generator_for(config.learning.seed, "network"))
             dataset = self._cached_dataset(prepared)
-            conditioning = self._conditioning(dataset)
-            encode = self._text_encoding(conditioning, dataset, trained="text_encoder" in prepared.rates)
+            trained = "text_encoder" in prepared.rates
+            conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control)
             session.attach(network)
             optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
+            prior = prior_prediction(config, prepared.scan, network)
             steps = prepared.plan.total_steps
             warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
             run = Run(
@@ -103,7 +101,7 @@ class Trainer:
                 session=session,
                 dataset=dataset,
                 conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise),
+                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior),
                 saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
                 samples=self._samples(prepared, dataset, network),
                 factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
@@ -114,7 +112,7 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in prepared.warnings:
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
@@ -122,32 +120,12 @@ class Trainer:
                 self.events.message("warning", f"The {part.replace('_', ' ')} is not trained: its learning rate is 0.")
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
-        """The dataset with its latents, encoded in fp32: half-precision VAEs give NaN."""
+        """The dataset, with the latents that are kept."""
         dataset = ImageDataset(prepared.scan, self.config)
         generator = generator_for(self.config.learning.seed, "latents")
-        with torch.no_grad(), computing_in([self.checkpoint.vae], torch.float32):
-            dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
+        dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
         self.control.raise_if_stopping()
         return dataset
-
-    def _conditioning(self, dataset: ImageDataset) -> TextConditioning:
-        """What encodes captions, with room for the longest of the dataset."""
-        settings = self.config.captions
-        conditioning = TextConditioning(self.checkpoint.text_encoders[0], settings.clip_skip, settings.max_token_length)
-        conditioning.fit(dataset.captions)
-        return conditioning
-
-    def _text_encoding(
-        self, conditioning: TextConditioning, dataset: ImageDataset, trained: bool
-    ) -> Callable[[list[str]], Tensor]:
-        """What gives the text states of captions: the encoder itself while it is trained, otherwise a cache."""
-        if trained:
-            return conditioning.encode
-        cache = EncodingCache(conditioning.encode)
-        if dataset.captions_are_known:
-            with autocasting(self.config, self.checkpoint):
-                cache.prepare(dataset.captions, self.events, self.control)
-        return cache
 
     def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
         return SampleDrawer(

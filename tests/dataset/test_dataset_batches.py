@@ -183,7 +183,7 @@ def test_progress_and_stop(folder: Path) -> None:
 def test_latents_that_are_no_numbers_are_refused(folder: Path, value: float) -> None:
     vae = AveragingVAE()
     vae.weight.data.fill_(value)
-    with pytest.raises(UserError, match=r"0\.png: the VAE, which computes in float32, .*let the VAE compute in fp32"):
+    with pytest.raises(UserError, match=r"0\.png: the VAE returns values that are not numbers .*: choose another VAE"):
         dataset_of(folder, vae)
 
 
