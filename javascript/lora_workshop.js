@@ -94,6 +94,7 @@
     return parts.join(" · ");
   }
 
+  const MOST_RATES = 6;
   const PARTS = { unet: "U-Net", text_encoder: "text encoder" };
   const short = (number) => (number !== 0 && Math.abs(number) < 0.01 ? number.toExponential(2).replace(/\.?0+e/, "e") : number.toPrecision(3));
   const bestOf = (run) => (run.best_epoch === null ? "" : `epoch ${run.best_epoch} (validation ${run.best_loss.toFixed(4)})`);
@@ -101,8 +102,9 @@
   /* Rates, memory and losses by timesteps, as they are at the moment. */
   function numbers(status) {
     if (!status.record || status.record.state !== "running") return "";
-    const rates = Object.entries(status.learning_rates).map(([part, rate]) =>
+    const all = Object.entries(status.learning_rates).map(([part, rate]) =>
       `${Object.entries(PARTS).reduce((words, [name, shown]) => words.replace(name, shown), part)} ${short(rate)}`);
+    const rates = all.length > MOST_RATES ? [...all.slice(0, MOST_RATES), "…"] : all;
     const bands = Object.entries(status.bands).map(([band, loss]) => `${band}: ${loss.toFixed(3)}`);
     return [
       rates.length ? `rate ${rates.join(", ")}` : "", bands.length ? `loss by timesteps ${bands.join(", ")}` : "",
