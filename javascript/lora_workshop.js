@@ -6,12 +6,14 @@
   const RUNNING_MS = 1000;
   const IDLE_MS = 4000;
   const LOST_MS = 60000;
+  const CHART_MS_PER_STEP = 2;
   const STATES = {
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
   /* What the other scripts of the page add: onMount(), onStatus(status), onRun(run, place), fileButtons(path, run). */
   const core = { onMount: [], onStatus: [], onRun: [], fileButtons: [] };
+  let chartAt = 0;
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
@@ -140,6 +142,8 @@
     whenChanged("messages", run ? status.messages.filter((message) => !told.has(message.text)) : [], (messages) =>
       byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
+    whenChanged("resumable", run ? [run.id, status.state_to_resume] : null, (known) =>
+      byId("resumable").replaceChildren(...(known ? resumeButton({ ...run, state_to_resume: status.state_to_resume }) : [])));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
     showChart(run, status.validations);
     for (const show of core.onStatus) show(status);
@@ -183,10 +187,13 @@
     }));
   }
 
+  /* The longer a run, the rarer: the program reads all its steps for each chart. */
   function showChart(run, validations) {
     const state = run ? `${run.id} ${run.steps} ${run.state} ${validations}` : "";
-    if (state === seen.chart) return;
+    const early = run && run.state === "running" && seen.chart.startsWith(`${run.id} `) && Date.now() - chartAt < run.steps * CHART_MS_PER_STEP;
+    if (state === seen.chart || early) return;
     seen.chart = state;
+    chartAt = Date.now();
     if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { byId("chart").innerHTML = svg; }).catch(report);
   }
 
@@ -220,14 +227,28 @@
     });
   }
 
+  function runButton(textContent, action, run) {
+    const made = element("button", { type: "button", className: "lw-button", textContent });
+    Object.assign(made.dataset, { lwAction: action, run: run.id });
+    return made;
+  }
+
+  /* For a run that has ended early and left a state: a new run that goes on from there. */
+  function resumeButton(run) {
+    if (!run.state_to_resume) return [];
+    const made = runButton("Go on from its last state", "resume-run", run);
+    made.title = made.dataset.state = run.state_to_resume;
+    return [made];
+  }
+
+  const openTrain = () => [...document.querySelectorAll("#lw-tabs > .tab-nav > button")].find((tab) => tab.textContent.trim() === "Train")?.click();
+
   async function openRun(id) {
     const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
     const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
     const files = element("ul", { className: "lw-saved" });
     showFiles(files, run, run.files.map((path) => ({ path, label: "" })));
-    const again = element("button", { type: "button", className: "lw-button", textContent: "Use these settings" });
-    again.dataset.lwAction = "use-settings";
-    again.dataset.run = run.id;
+    const again = runButton("Use these settings", "use-settings", run);
     const values = Object.entries(settings).map(([name, value]) =>
       element("li", {}, element("code", { textContent: name }), ` ${value === null ? "none" : value}`));
     byId("run-detail").replaceChildren(
@@ -235,7 +256,8 @@
       element("p", { className: "lw-run-note", textContent: [run.note, run.error].filter(Boolean).join(" · ") }),
       element("p", { textContent: [run.checkpoint, ...run.dataset.slice(0, 1)].filter(Boolean).join(" · ") }),
       element("p", { textContent: bestOf(run) && `Best: ${bestOf(run)}` }),
-      element("div", { className: "lw-columns" }, chart, files), again,
+      element("div", { className: "lw-columns" }, chart, files),
+      element("div", { className: "lw-controls" }, again, ...resumeButton(run)),
       element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
     );
     for (const show of core.onRun) show(run, byId("run-detail"));
@@ -267,9 +289,13 @@
     },
     "open-run": (button) => openRun(button.dataset.run),
     "use-settings": (button) => {
-      core.form.fillFromRun(button.dataset.run).catch(report);
-      const tabs = [...document.querySelectorAll("#lw-tabs > .tab-nav > button")];
-      tabs.find((tab) => tab.textContent.trim() === "Train")?.click();
+      openTrain();
+      return core.form.fillFromRun(button.dataset.run);
+    },
+    "resume-run": async (button) => {
+      openTrain();
+      await core.form.fillFromRun(button.dataset.run, { resume: button.dataset.state });
+      await ACTIONS.start();
     },
   };
 

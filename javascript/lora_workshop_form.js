@@ -39,10 +39,10 @@
     filter();
   }
 
-  /* The settings of a run; "" is the present or latest one. */
-  async function fillFromRun(run) {
+  /* The settings of a run, with some others in their place; "" is the present or latest run. */
+  async function fillFromRun(run, others = {}) {
     const { values: given } = await ask(`form?run=${encodeURIComponent(run)}`);
-    return fill(given);
+    return fill({ ...given, ...others });
   }
 
   function followSuggestion(field) {

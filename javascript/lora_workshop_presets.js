@@ -142,8 +142,24 @@
       details.dataset.notes = kind;
       return details;
     });
-    open(`Imported: ${found.format}`, list("lw-warnings", found.warnings), ...notes);
+    const title = found.warnings.length ? checkpointTitle(found.base_model) : "";
+    const load = title ? [button(`Load ${title}`, "load-checkpoint", { title })] : [];
+    open(`Imported: ${found.format}`, list("lw-warnings", found.warnings), element("div", { className: "lw-controls" }, ...load), ...notes);
   });
+
+  /* The WebUI's title of a checkpoint file, where it lists one of this name. */
+  function checkpointTitle(file) {
+    const stem = (name) => name.split(" [")[0].split(/[\\/]/).pop().replace(/\.(safetensors|ckpt|pt)$/i, "").toLowerCase();
+    const listed = window.gradio_config?.components?.find((each) => each.props?.elem_id === "setting_sd_model_checkpoint");
+    const titles = (listed?.props.choices || []).map((choice) => (Array.isArray(choice) ? choice[1] : choice));
+    return file && window.selectCheckpoint ? titles.find((title) => stem(title) === stem(file)) || "" : "";
+  }
+
+  actions["load-checkpoint"] = (made) => {
+    window.selectCheckpoint(made.dataset.title);
+    made.disabled = true;
+    made.textContent = `Loading ${made.dataset.title} …`;
+  };
 
   actions["open-export"] = () => showExport("own");
 

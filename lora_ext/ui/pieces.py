@@ -32,6 +32,7 @@ def live_panel(page_key: str) -> str:
   <p id="lw-run-numbers" class="lw-run-numbers"></p>
   <p id="lw-run-note" class="lw-run-note"></p>
   <div id="lw-paused" class="lw-paused" hidden></div>
+  <div id="lw-resumable" class="lw-controls"></div>
   <ul id="lw-queue" class="lw-queue"></ul>
   <div class="lw-columns">
     <div><h4>Loss <label class="lw-switch"><input type="checkbox" id="lw-show-bands"> by timesteps</label></h4>

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from lora_ext.web.form_values import short_number
+
 _WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 26, 12, 30
 _MOST_DOTS = 500
@@ -72,13 +74,18 @@ def loss_chart(
     )
 
 
-def rate_chart(curves: Mapping[str, Sequence[float]]) -> str:
-    """The learning rates of a plan by their labels, one value a step, as one <svg> element; equal ones are one line."""
-    shown = {label: list(enumerate(rates)) for label, rates in curves.items() if rates}
+def rate_chart(curves: Mapping[str, Sequence[float]], every: int = 1) -> str:
+    """The learning rates of a plan by their labels, one value for each `every` steps; equal ones are one line.
+
+    One <svg> element, or nothing where there is nothing to learn at.
+    """
+    shown = {
+        label: [(number * every, rate) for number, rate in enumerate(rates)] for label, rates in curves.items() if rates
+    }
     highest = max((rate for points in shown.values() for _, rate in points if math.isfinite(rate)), default=0.0)
     if not shown or highest <= 0:
         return ""
-    last = max(len(points) for points in shown.values()) - 1
+    last = max(points[-1][0] for points in shown.values())
     axes = _Axes(max(last, 1), highest * 1.02, 120)
     labels: dict[str, list[str]] = {}
     for label, points in shown.items():
@@ -87,10 +94,17 @@ def rate_chart(curves: Mapping[str, Sequence[float]]) -> str:
     lines = [f'<path class="lw-chart-line lw-curve-{number}" d="{line}"/>' for number, (line, _) in enumerate(kept)]
     words = [
         f'<text class="lw-chart-label lw-curve-{number}" x="{_WIDTH - _RIGHT - 6}" y="{_TOP + 14 + 15 * number}">'
-        f"{escape(', '.join(names))}</text>"
+        f"{escape(', '.join(map(part_words, names)))}</text>"
         for number, (_, names) in enumerate(kept)
     ]
-    return _frame(axes.height, "learning rate", _rules(axes, lambda value, _: f"{value:.3g}"), *lines, *words)
+    return _frame(
+        axes.height, "learning rate", _rules(axes, lambda value, _: short_number(float(f"{value:.3g}"))), *lines, *words
+    )
+
+
+def part_words(label: str) -> str:
+    """The label of a learning rate as people say it."""
+    return label.replace("unet", "U-Net").replace("text_encoder", "text encoder")
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:

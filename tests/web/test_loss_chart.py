@@ -73,9 +73,11 @@ def test_bands_and_measurements_stand_in_the_chart() -> None:
 
 def test_curves_of_a_plan() -> None:
     assert rate_chart({}) == rate_chart({"unet": []}) == rate_chart({"unet": [0.0, 0.0]}) == ""
-    chart = rate_chart({"unet": [0.0, 1e-4, 5e-5], "text encoder": [0.0, 5e-5, 2.5e-5], "up": [0.0, 1e-4, 5e-5]})
+    chart = rate_chart({"unet": [0.0, 1e-4, 5e-5], "text_encoder": [0.0, 5e-5, 2.5e-5], "up": [0.0, 1e-4, 5e-5]})
     ElementTree.fromstring(chart)
-    assert re.findall(r"lw-chart-label[^>]*>([^<]+)<", chart) == ["unet, up", "text encoder"]
+    assert re.findall(r"lw-chart-label[^>]*>([^<]+)<", chart) == ["U-Net, up", "text encoder"]
+    assert re.findall(r'lw-chart-y"[^>]*>([^<]+)<', chart) == ["0", "2e-5", "4e-5", "6e-5", "8e-5", "1e-4"]
+    assert 'x="734.0" y="111">100<' in rate_chart({"unet": [1e-4] * 11}, every=10)
     assert re.findall(r'lw-curve-0" d="M52.0 90.0L393.0 13.5L734.0 51.8"', chart)
     assert "<b>" not in rate_chart({"<b>": [1.0, 2.0]})
     assert len(rate_chart({"unet": [1e-4] * 100_000})) < 30_000
