@@ -16,10 +16,11 @@ from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.sources import scan_dataset
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
-from lora_ext.training.optimizers import learning_rates
+from lora_ext.training.learning import check_learning
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
 from lora_ext.training.prediction import check_prediction
+from lora_ext.training.rates import learning_rates
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -110,3 +111,4 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
     check_precision(config, checkpoint.device)
     check_prediction(config, checkpoint)
     PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
+    check_learning(config, checkpoint.device)

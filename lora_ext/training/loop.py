@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import Control, EpochReport, Events, StepReport
-from lora_ext.training.optimizers import set_learning_rates
 from lora_ext.training.pausing import PausePlace, Pauses
 from lora_ext.training.plan import saves_epoch
 from lora_ext.training.run import Run, mean_finite
@@ -67,6 +66,9 @@ class TrainingLoop:
         """Report an epoch that is complete; its file and its samples where they are wanted."""
         run, plan = self.run, self.run.plan
         self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
+        norms = run.learning.norm_report()
+        if norms is not None:
+            self.events.message("info", f"Epoch {run.epoch}: {norms.sentence()}.")
         if saves_epoch(self.config.saving, run.epoch, plan.total_epochs):
             run.saver.save_epoch(run.epoch, run.steps)
         if run.steps < plan.total_steps:
@@ -88,13 +90,14 @@ class TrainingLoop:
         """One optimizer update, and its report."""
         run, plan = self.run, self.run.plan
         began = time.perf_counter()
-        rates = set_learning_rates(run.step.optimizer, run.factor(run.steps))
+        run.learning.begin_step(run.steps)
         loss = run.step.update(batches, run.steps)
         run.losses.append(loss)
         run.epoch_losses.append(loss)
         if not math.isfinite(loss):
             self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
         seconds = time.perf_counter() - began
+        rates = run.learning.rates()
         self.events.step(
             StepReport(
                 run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, run.step.bands

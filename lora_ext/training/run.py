@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.training.conditioning import TextConditioning
+from lora_ext.training.learning import Learning
 from lora_ext.training.plan import TrainingPlan
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
@@ -47,7 +48,7 @@ class Run:
     step: TrainingStep
     saver: NetworkSaver
     samples: SampleDrawer
-    factor: Callable[[int], float]
+    learning: Learning
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)

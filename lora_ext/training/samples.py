@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -102,7 +102,9 @@ class SampleDrawer:
         generator: ImageGenerator | None,
         events: Events,
         control: Control,
+        weights_for_use: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`weights_for_use` gives the context in which the network has the weights that its files take."""
         self.config = config
         self.events = events
         self.control = control
@@ -110,6 +112,7 @@ class SampleDrawer:
         self._first_caption = first_caption
         self._network = network
         self._generator = generator
+        self._weights_for_use = weights_for_use
         self._told: set[str] = set()
 
     def before_first_step(self) -> None:
@@ -165,7 +168,7 @@ class SampleDrawer:
     def _draw_one(self, generator: ImageGenerator, prompt: SamplePrompt, number: int, epoch: int, step: int) -> None:
         self._end_if_stopping()
         request = sample_request(prompt, self.config, self._first_caption)
-        with random_states_kept(), torch.no_grad(), _evaluating(self._network):
+        with random_states_kept(), torch.no_grad(), self._weights_for_use(), _evaluating(self._network):
             (image,) = generator.generate(request, self._end_if_stopping)
         self._end_if_stopping()  # the host may have given up in the middle
         for text in image.messages:

@@ -9,13 +9,14 @@ from pathlib import Path
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import ImageDataset
+from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import token_count
+from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
-from lora_ext.training.optimizers import make_optimizer
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.prediction import prediction_warnings
@@ -24,7 +25,6 @@ from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
-from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
 from lora_ext.training.step import TrainingStep
 from lora_ext.training.text_encoding import prepare_text
@@ -87,24 +87,23 @@ class Trainer:
         self._announce(prepared)
         metadata = MetadataOfRun(checkpoint, prepared)
         with Session(checkpoint, config, prepared.rates) as session:
-            network = Network(session.targets(), generator_for(config.learning.seed, "network"))
+            generator = generator_for(config.learning.seed, "network")
+            network = Network(session.targets(), generator, dropout_of(config.network))
             dataset = self._cached_dataset(prepared)
             trained = "text_encoder" in prepared.rates
             conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control)
             session.attach(network)
-            optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
             prior = prior_prediction(config, prepared.scan, network)
-            steps = prepared.plan.total_steps
-            warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
+            learning = Learning(network, config, prepared.plan.total_steps)
             run = Run(
                 plan=prepared.plan,
                 session=session,
                 dataset=dataset,
                 conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise, prior),
-                saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
-                samples=self._samples(prepared, dataset, network),
-                factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
+                step=TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise, prior),
+                saver=NetworkSaver(config, self.output_dir, self.events, learning.tensors_for_file, metadata),
+                samples=self._samples(prepared, dataset, learning),
+                learning=learning,
             )
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
@@ -127,10 +126,10 @@ class Trainer:
         self.control.raise_if_stopping()
         return dataset
 
-    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
+    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, learning: Learning) -> SampleDrawer:
         return SampleDrawer(
-            self.config, prepared.sample_prompts, dataset.captions[0], network, self.generator, self.events,
-            self.control,
+            self.config, prepared.sample_prompts, dataset.captions[0], learning.network, self.generator, self.events,
+            self.control, learning.weights_for_use,
         )  # fmt: skip
 
     def _result(self, run: Run, started: float) -> TrainingResult:
