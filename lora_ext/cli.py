@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ("lora_ext.commands.demo", "train on the demo pictures and draw the epoch x weight grid"),
     "ui": ("lora_ext.commands.ui", "open the app in the browser"),
     "train": ("lora_ext.commands.train", "train a network on your own pictures"),
+    "import": ("lora_ext.commands.import_settings", "turn settings of sd-scripts, kohya_ss, … into a settings file"),
     "generate": ("lora_ext.commands.generate", "render pictures, with <lora:name:weight> in the prompt"),
     "grid": ("lora_ext.commands.grid", "compare a network's epochs and weights in one picture"),
     "inspect": ("lora_ext.commands.inspect", "tell what a network or checkpoint file holds"),
