@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lora_ext.config.dataset_contradictions import dataset_contradictions
 from lora_ext.config.groups import DatasetSettings
+from lora_ext.config.network_contradictions import network_contradictions
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
 
@@ -49,6 +51,8 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             ("output_name",),
             f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
         )
+    yield from dataset_contradictions(config)
+    yield from network_contradictions(config)
 
 
 def _bucket_contradictions(dataset: DatasetSettings) -> Iterable[tuple[tuple[str, ...], str]]:
