@@ -168,6 +168,9 @@ def _resolution(carried: Carried, name: str, value: Any) -> None:
 
 def _text_encoder_lr(carried: Carried, name: str, value: Any) -> None:
     rates = value if isinstance(value, list | tuple) else str(value).replace(",", " ").split()
+    if not rates:
+        carried.note(name, "lost", f"{value!r}: there is no rate in it")
+        return
     if len({str(rate) for rate in rates}) > 1:
         carried.note(name, "lost", f"{joined(rates)}: there is one rate for the text encoder; the first is taken")
     carry_plain(carried, name, "text_encoder_lr", rates[0])
