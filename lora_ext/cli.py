@@ -23,6 +23,7 @@ COMMANDS = {
     "grid": ("lora_ext.commands.grid", "compare a network's epochs and weights in one picture"),
     "inspect": ("lora_ext.commands.inspect", "tell what a network or checkpoint file holds"),
     "export-demo": ("lora_ext.commands.export_demo", "put the demo checkpoint into a WebUI's folders"),
+    "docs": ("lora_ext.commands.docs", "write docs/settings.md from the declared settings"),
     "bench": ("lora_ext.commands.develop", "measure training, rendering and switching of networks"),
     "test": ("lora_ext.commands.develop", "run the project's tests; pytest options may follow"),
     "lint": ("lora_ext.commands.develop", "run the project's checks: ruff and mypy"),

@@ -54,7 +54,7 @@ def presets_help(width: int = 110) -> str:
     lines = ["presets (--preset, for example --preset character --preset card-8gb):"]
     for preset in presets():
         head = f"  {preset.name} "
-        lines += textwrap.wrap(preset.description, width, initial_indent=head.ljust(16), subsequent_indent=" " * 16)
+        lines += _wrapped(preset.description, width, head.ljust(16))
     return "\n".join(lines)
 
 
@@ -67,8 +67,14 @@ def settings_help(width: int = 110) -> str:
             if declared.group == group:
                 text = f"{declared.help} ({_default(declared)}; {declared.allowed()})"
                 head = f"  {declared.name} "
-                lines += textwrap.wrap(text, width, initial_indent=head.ljust(36), subsequent_indent=" " * 36)
+                lines += _wrapped(text, width, head.ljust(36))
     return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int, head: str) -> list[str]:
+    """Lines of text beside a head; words with hyphens stay whole, options are among them."""
+    indent = " " * len(head)
+    return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _default(declared: Setting) -> str:

@@ -12,6 +12,7 @@ from lora_ext.config.imports.explained import EXPLAINED, PROGRAMS
 from lora_ext.config.imports.networks import arguments_of, carry_network
 from lora_ext.config.imports.result import Carried, joined
 from lora_ext.config.imports.schedules import carry_schedule
+from lora_ext.config.resolution import resolution_of
 from lora_ext.config.sample_prompts import sampler_name
 from lora_ext.config.train_config import all_settings
 
@@ -100,6 +101,7 @@ def carry_over(options: Mapping[str, Any]) -> Carried:
         else:
             carried.note(name, "unknown", unknown_option(name))
     _say_what_differs(carried, present)
+    carried.drop_what_does_not_fit(SD_SCRIPTS_DEFAULTS)
     return carried
 
 
@@ -158,11 +160,17 @@ def _v_parameterization(carried: Carried, name: str, value: Any) -> None:
 def _resolution(carried: Carried, name: str, value: Any) -> None:
     text = joined(value) if isinstance(value, list | tuple) else str(value).strip()
     sides = [side.strip() for side in text.replace("x", ",").split(",")]
-    carried.set(name, "resolution", sides[0] if len(sides) == 2 and sides[0] == sides[1] else text)
+    if resolution_of(text) is None:
+        carried.note(name, "lost", f"{text}: allowed is one number or width,height, each a multiple of 8")
+    else:
+        carried.set(name, "resolution", sides[0] if len(sides) == 2 and sides[0] == sides[1] else text)
 
 
 def _text_encoder_lr(carried: Carried, name: str, value: Any) -> None:
     rates = value if isinstance(value, list | tuple) else str(value).replace(",", " ").split()
+    if not rates:
+        carried.note(name, "lost", f"{value!r}: there is no rate in it")
+        return
     if len({str(rate) for rate in rates}) > 1:
         carried.note(name, "lost", f"{joined(rates)}: there is one rate for the text encoder; the first is taken")
     carry_plain(carried, name, "text_encoder_lr", rates[0])

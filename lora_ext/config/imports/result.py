@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import PureWindowsPath
 from typing import Any, Literal
 
-from lora_ext.config.train_config import TrainConfig
+from lora_ext.config.fields import parse_value
+from lora_ext.config.train_config import TrainConfig, all_settings
 
 NoteKind = Literal["mapped", "explained", "lost", "unknown"]
 """A name became a setting · is not needed here, for the reason given · cannot be carried over · means nothing to us."""
@@ -15,11 +16,12 @@ NoteKind = Literal["mapped", "explained", "lost", "unknown"]
 
 @dataclass(frozen=True)
 class Note:
-    """What became of one name of the source."""
+    """What became of one name of the source; `setting` is the one that it became."""
 
     name: str
     kind: NoteKind
     text: str
+    setting: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}"
@@ -41,7 +43,22 @@ class Carried:
         """A name of the source becomes a setting."""
         self.values[setting] = value
         shown = f"{setting} = {shown_value(value)}"
-        self.note(name, "mapped", f"{shown}; {why}" if why else shown)
+        self.notes.append(Note(name, "mapped", f"{shown}; {why}" if why else shown, setting))
+
+    def drop_what_does_not_fit(self, defaults: Mapping[str, Any]) -> None:
+        """Read every value as its setting reads it; one that does not fit goes back to its default, and is lost."""
+        for setting, value in list(self.values.items()):
+            parsed, problem = parse_value(all_settings()[setting], value)
+            if problem is None:
+                self.values[setting] = parsed
+                continue
+            del self.values[setting]
+            if setting in defaults:
+                self.values[setting] = defaults[setting]
+            self.notes = [
+                Note(note.name, "lost", problem) if (note.setting, note.kind) == (setting, "mapped") else note
+                for note in self.notes
+            ]
 
 
 @dataclass(frozen=True)

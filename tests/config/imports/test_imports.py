@@ -416,12 +416,23 @@ def test_values_in_other_forms(options: dict[str, Any], settings: dict[str, Any]
     assert values_of(import_text(json.dumps({"lowram": True, **options})), *settings) == settings
 
 
-def test_values_that_do_not_fit_are_told_together() -> None:
+def test_values_that_do_not_fit_are_lost_and_named() -> None:
+    imported = import_text(
+        "network_dim = 0\nbucket_reso_steps = 1\nresolution = '512,650'\nclip_skip = 'many'\nseed = 3"
+    )
+    assert [str(note) for note in imported.of_kind("lost")] == [
+        "network_dim: network_dim = 0: allowed is a whole number from 1 to 1024",
+        "bucket_reso_steps: bucket_reso_steps = 1: allowed is a whole number from 8 to 512, a multiple of 8",
+        "resolution: 512,650: allowed is one number or width,height, each a multiple of 8",
+        "clip_skip: clip_skip = 'many': allowed is a whole number from 1 to 12",
+    ]
+    assert differences(imported) == {"seed": 3}
+
+
+def test_values_that_fight_each_other_are_refused_together() -> None:
     with pytest.raises(ConfigError) as raised:
-        import_text("network_dim = 0\nmax_token_length = 77\nclip_skip = 'many'")
-    assert [problem.split(":")[0] for problem in raised.value.problems] == [
-        "network_dim = 0", "max_token_length = 77", "clip_skip = 'many'",
-    ]  # fmt: skip
+        import_text("min_bucket_reso = 512\nmax_bucket_reso = 256\noutput_name = 'a/b'")
+    assert len(raised.value.problems) == 2
 
 
 @pytest.mark.parametrize(
