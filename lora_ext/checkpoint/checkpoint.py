@@ -30,6 +30,10 @@ class TextEncoder(Protocol):
         """Token ids (batch, chunks, 77), int64; chunks = max_token_length / 75."""
         ...
 
+    def tokenize_weighted(self, captions: Sequence[str], max_token_length: int) -> tuple[Tensor, Tensor]:
+        """Token ids without the brackets of emphasis, and the weight of each: both (batch, chunks, 77)."""
+        ...
+
     def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself."""
         ...

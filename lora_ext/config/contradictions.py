@@ -30,7 +30,7 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
     yield from _bucket_contradictions(dataset)
     yield from run_contradictions(config)
     yield from loss_contradictions(config.loss)
-    yield from validation_contradictions(config.samples)
+    yield from validation_contradictions(dataset, config.samples)
     yield from learning_contradictions(config)
     if prompts_file(config.samples.sample_prompts) is None:
         for problem in parse_sample_prompts(config.samples.sample_prompts)[1]:

@@ -42,16 +42,23 @@ class TrainingLoop:
             if run.epoch_ended:
                 run.epoch, run.epoch_ended, run.epoch_losses = epoch, False, []
             self._take_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
             self._end_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
         if not self.control.cancelled:
             run.saver.save_last(run.epoch, run.steps)
             run.states.save_last()
         if run.steps == plan.total_steps:
             run.samples.after_last_step(run.epoch, run.steps)
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether somebody has said so, or the held-out pictures do before the last step."""
+        if self.control.stopping:
+            return True
+        return self.run.validation.exhausted and self.run.steps < self.run.plan.total_steps
 
     def _take_epoch(self) -> None:
         """The steps of one epoch that are still to be taken, up to the run's last or until the run is to end."""
@@ -62,6 +69,7 @@ class TrainingLoop:
         batches_done = len(run.epoch_losses) * accumulation
         for batches in windows(run.dataset.batches(run.epoch, batches_done), accumulation):
             self._take_step(batches)
+            run.validation.after_step(run.epoch, run.steps)
             if run.steps < run.plan.total_steps:
                 self._pause_where_asked()
             if self.control.cancelled:
@@ -72,7 +80,7 @@ class TrainingLoop:
             if self.control.stopping or run.steps == run.plan.total_steps:
                 return
             run.samples.after_step(run.epoch, run.steps)
-            if self.control.stopping:
+            if self._ends_early:
                 return
 
     def _end_epoch(self) -> None:
@@ -83,6 +91,7 @@ class TrainingLoop:
         norms = run.learning.norm_report()
         if norms is not None:
             self.events.message("info", f"Epoch {run.epoch}: {norms.sentence()}.")
+        run.validation.after_epoch(run.epoch, run.steps, is_last=run.steps == plan.total_steps)
         if saves_epoch(self.config.saving, run.epoch, plan.total_epochs):
             run.saver.save_epoch(run.epoch, run.steps)
             run.states.save_epoch(run.epoch)
@@ -94,10 +103,12 @@ class TrainingLoop:
         if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
             return
         run = self.run
+        run.dataset.release_checkpoint()
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint
         run.step.checkpoint = checkpoint
         run.conditioning.encoder = checkpoint.text_encoders[0]
+        run.dataset.use_checkpoint(checkpoint)
 
     def _take_step(self, batches: Sequence[Batch]) -> None:
         """One optimizer update, and its report."""
@@ -110,5 +121,7 @@ class TrainingLoop:
         if run.step.left_out:
             self.events.message("warning", f"Step {run.steps} was left out: {run.step.left_out}.")
         seconds = time.perf_counter() - began
-        rates = run.learning.rates()
-        self.events.step(StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds))
+        rates, bands = run.learning.rates(), run.step.bands
+        self.events.step(
+            StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, bands)
+        )
