@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -103,15 +102,15 @@ class Trainer:
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
-        facts = facts_of(prepared.scan, checkpoint, base)
         state = find_state(config, self.output_dir)
-        changes = check_same_run(state, prepared, facts) if state else []
+        changes = check_same_run(state, prepared, facts_of(prepared.scan, checkpoint, base)) if state else []
         first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
         source = state.network if state else first.tensors if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
-            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base), facts)
+            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base))
+            run.facts = facts_of(run.dataset.scan, checkpoint, base)  # class pictures are there now
             for note in begin_with(run.network, first) if first else ():
                 self.events.message("warning", note)
             if state:
@@ -119,7 +118,7 @@ class Trainer:
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
 
-    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]) -> Run:
+    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun) -> Run:
         """Everything that the first step needs; the network is attached."""
         checkpoint, config = self.checkpoint, self.config
         network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
@@ -147,7 +146,6 @@ class Trainer:
                 held_out, step.diffusion, network, self.events, self.control, learning.weights_for_use
             ),
             learning=learning,
-            facts=facts,
         )
         metadata.validation = run.validation.metadata
         run.states = StateSaver(config, self.output_dir, self.events, run.snapshot, metadata)
