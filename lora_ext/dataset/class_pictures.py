@@ -44,7 +44,8 @@ def add_class_pictures(wanted: ClassPictures, terms: Terms, scan: DatasetScan, s
     if missing <= 0:
         return
     if not inside:
-        inside = [Subset(wanted.folder, 1, "", [], terms)]
+        repeats, concept = repeats_and_concept(wanted.folder.name) or (terms.options.num_repeats, "")
+        inside = [Subset(wanted.folder, repeats, concept or terms.options.class_tokens, [], terms)]
         scan.subsets += inside
     subset = inside[0]
     width, height = training_size(terms.sizing)
@@ -67,16 +68,14 @@ def add_class_pictures(wanted: ClassPictures, terms: Terms, scan: DatasetScan, s
         missing -= 1
 
 
-def scan_class_folder(
-    setting: str, text: str, wanted: int, terms: Terms, scan: DatasetScan, inspect: Inspect, flat: bool = True
-) -> Path:
+def scan_class_folder(setting: str, text: str, wanted: int, terms: Terms, scan: DatasetScan, inspect: Inspect) -> Path:
     """Add the regularisation pictures of the folder that a setting names, and return it.
 
     Where some are `wanted` that may be drawn, the folder may be empty, or not there yet.
     """
     folder = Path(os.path.abspath(Path(text.strip().strip('"')).expanduser()))
     if not wanted or _holds_pictures(folder):
-        scan_folder(setting, text, terms, scan, inspect, flat)
+        scan_folder(setting, text, terms, scan, inspect)
     return folder
 
 

@@ -89,7 +89,8 @@ def scan_concept(concept: Concept, file: Path, terms: Terms, seed: int, scan: Da
         for entry, text in zip(own.images, words, strict=True)
     ]
     if concept.class_data_dir:
-        _scan_class(concept, words, replace(terms, is_reg=True), seed, scan, inspect)
+        options = replace(terms.options, class_tokens="", conditioning_data_dir="", num_repeats=1)
+        _scan_class(concept, words, replace(terms, options=options, is_reg=True), seed, scan, inspect)
 
 
 def _scan_class(
@@ -97,9 +98,13 @@ def _scan_class(
 ) -> None:
     """Add a concept's class pictures; with `[filewords]` they are drawn from the words of its own pictures in turn."""
     wanted = concept.num_class_images or concept.num_class_images_per * len(words)
+    before = len(scan.subsets)
+    folder = scan_class_folder(f"{concept.place}: class_data_dir", concept.class_data_dir, wanted, terms, scan, inspect)
+    for subset in scan.subsets[before:]:
+        subset.images = [_with_class_caption(entry, concept) for entry in subset.images]
     prompts = [concept_caption(concept.class_prompt, text, concept, is_class=True) for text in words]
     pictures = ClassPictures(
-        scan_class_folder(f"{concept.place}: class_data_dir", concept.class_data_dir, wanted, terms, scan, inspect),
+        folder,
         list(dict.fromkeys(prompts)),
         wanted,
         concept.class_negative_prompt,
@@ -109,6 +114,13 @@ def _scan_class(
     if wanted and not all(prompts):
         raise UserError(f"{concept.place}: class_prompt is empty, from which {wanted} class pictures are to be drawn")
     add_class_pictures(pictures, terms, scan, seed)
+
+
+def _with_class_caption(entry: ImageEntry, concept: Concept) -> ImageEntry:
+    """A class picture with the caption that it has, or one made from the class prompt."""
+    if entry.caption_file is not None:
+        return entry
+    return replace(entry, caption=concept_caption(concept.class_prompt, _file_words(entry), concept, is_class=True))
 
 
 def concept_caption(prompt: str, words: str, concept: Concept, is_class: bool) -> str:

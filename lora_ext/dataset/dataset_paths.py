@@ -9,8 +9,9 @@ from lora_ext.protocols import UserError
 
 
 def path_in_file(text: str, file: Path | None) -> Path:
-    """The path that a dataset file names: the first that exists, or else as seen from the working directory."""
-    return next((path for path in _candidates(text, file) if path.exists()), _candidates(text, file)[0])
+    """The path that a dataset file names: from the working directory if it is there, else from the file's folder."""
+    candidates = _candidates(text, file)
+    return next((path for path in candidates if path.exists()), candidates[-1])
 
 
 def check_path_in_file(place: str, text: str, file: Path | None) -> None:

@@ -55,7 +55,7 @@ def scan_dataset(config: TrainConfig, inspect: Inspect = inspect_image) -> Datas
         raise UserError("\n".join(problems))
     scan.warnings += notes
     _leave_out_doubles(scan)
-    scan.problems += mask_problems(scan)
+    scan.problems += mask_problems(scan) if config.loss.masked_loss else []
     return scan
 
 
@@ -73,9 +73,7 @@ def read_sources(config: TrainConfig) -> tuple[list[Source], list[str]]:
     if isinstance(document, list):
         return _concept_sources(config, document, file)
     if not isinstance(document, dict):
-        raise UserError(
-            f"dataset_config: allowed are tables of datasets or a list of concepts, and this is {document!r}"
-        )
+        raise UserError(f"{file or 'dataset_config'}: allowed are tables of datasets, metadata or a list of concepts")
     if not {"datasets", "general"} & document.keys() and _is_json(file, text):
         if file is None:
             raise UserError("dataset_config: metadata can only be read from a file: give the path of the .json")
@@ -127,9 +125,9 @@ def _scan_regularisation(config: TrainConfig, scan: DatasetScan, inspect: Inspec
             f"num_class_images = {wanted} needs class_prompt (what is drawn) and reg_data_dir (where it is kept): give "
             "both, or set num_class_images = 0"
         )
-    options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="")
+    options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="", num_repeats=1)
     terms = Terms(options, run_sizing(config), is_reg=True)
-    folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect, flat=False)
+    folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect)
     add_class_pictures(ClassPictures(folder, [prompt], wanted), terms, scan, config.learning.seed)
 
 

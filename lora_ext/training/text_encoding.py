@@ -68,7 +68,7 @@ def _not_kept(variants: int) -> str:
 def _files(
     checkpoint: Checkpoint, conditioning: TextConditioning, dataset: ImageDataset, config: TrainConfig, events: Events
 ) -> EncodingFiles:
-    """Files beside the first pictures: captions belong to the dataset, not to a picture."""
+    """Files beside the first picture: captions belong to the dataset, not to a picture."""
     module = conditioning.encoder.module
     dtype = next(module.parameters()).dtype
     kind = {
@@ -76,4 +76,4 @@ def _files(
         "encoder": weights_hash(dict(module.named_parameters())),
         "precision": f"{dtype}, {config.memory.mixed_precision}",
     }
-    return EncodingFiles(dataset.scan.subsets[0].folder, kind, events)
+    return EncodingFiles(dataset.scan.images[0].path.parent, kind, events)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,6 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import check_class_pictures, draw_class_pictures
 from lora_ext.dataset.dataset import ImageDataset
-from lora_ext.dataset.folders import DatasetScan
 from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
@@ -102,15 +103,16 @@ class Trainer:
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
+        prepared = self._with_class_pictures(prepared)
+        facts = facts_of(prepared.scan, checkpoint, base)
         state = find_state(config, self.output_dir)
-        changes = check_same_run(state, prepared, facts_of(prepared.scan, checkpoint, base)) if state else []
+        changes = check_same_run(state, prepared, facts) if state else []
         first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
         source = state.network if state else first.tensors if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
-            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base))
-            run.facts = facts_of(run.dataset.scan, checkpoint, base)  # class pictures are there now
+            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base), facts)
             for note in begin_with(run.network, first) if first else ():
                 self.events.message("warning", note)
             if state:
@@ -118,7 +120,7 @@ class Trainer:
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
 
-    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun) -> Run:
+    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]) -> Run:
         """Everything that the first step needs; the network is attached."""
         checkpoint, config = self.checkpoint, self.config
         network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
@@ -146,6 +148,7 @@ class Trainer:
                 held_out, step.diffusion, network, self.events, self.control, learning.weights_for_use
             ),
             learning=learning,
+            facts=facts,
         )
         metadata.validation = run.validation.metadata
         run.states = StateSaver(config, self.output_dir, self.events, run.snapshot, metadata)
@@ -180,18 +183,19 @@ class Trainer:
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
         """The dataset, with the latents that are kept."""
-        dataset = ImageDataset(self._with_class_pictures(prepared.scan), self.config)
+        dataset = ImageDataset(prepared.scan, self.config)
         generator = generator_for(self.config.learning.seed, "latents")
         dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
         self.control.raise_if_stopping()
         return dataset
 
-    def _with_class_pictures(self, scan: DatasetScan) -> DatasetScan:
-        """The scan with the class pictures that were missing, drawn by the checkpoint as it is."""
+    def _with_class_pictures(self, prepared: PreparedRun) -> PreparedRun:
+        """The run with the class pictures that were missing, drawn by the checkpoint as it is."""
         if self.generator is None:
-            return scan
+            return prepared
         with random_states_kept(), torch.no_grad():
-            return draw_class_pictures(scan, self.config, self.generator, self.events, self.control)
+            scan = draw_class_pictures(prepared.scan, self.config, self.generator, self.events, self.control)
+        return replace(prepared, scan=scan)
 
     def _samples(self, prepared: PreparedRun, dataset: ImageDataset, learning: Learning) -> SampleDrawer:
         return SampleDrawer(
