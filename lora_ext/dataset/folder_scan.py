@@ -18,6 +18,7 @@ from lora_ext.dataset.caption_files import (
     extensions_to_read,
     read_caption_file,
 )
+from lora_ext.dataset.dataset_paths import given_path, is_there
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Subset, Terms, count_of, some_of
 from lora_ext.dataset.image_formats import IMAGE_EXTENSIONS
 from lora_ext.dataset.images import BrokenImageError, ImageFacts, inspect_image
@@ -67,12 +68,13 @@ def existing_folder(setting: str, text: str) -> Path:
     """The folder that a setting names; UserError where there is none."""
     if not text.strip():
         raise UserError(f"{setting} is empty: give the folder that holds the pictures")
-    folder = Path(text.strip().strip('"')).expanduser()  # Windows copies paths in quotes
-    if folder.is_file():
+    folder = given_path(text)
+    there = is_there(folder)
+    if there and folder.is_file():
         raise UserError(f"{setting} = {folder}: this is a file; give the folder it lies in, {folder.parent}")
-    if not folder.is_dir():
+    if not there or not folder.is_dir():
         absolute = Path(os.path.abspath(folder))
-        nearest = next((parent for parent in absolute.parents if parent.is_dir()), absolute.anchor)
+        nearest = next((parent for parent in absolute.parents if is_there(parent)), absolute.anchor)
         raise UserError(
             f"{setting} = {folder}: there is no such folder (the nearest that exists is {nearest}); check the spelling"
         )

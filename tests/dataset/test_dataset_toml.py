@@ -10,12 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lora_ext.config.train_config import make_config
-from lora_ext.dataset.dataset_toml import DATASET_OPTIONS, NOT_NEEDED, SUBSET_ONLY, SUBSET_OPTIONS
+from lora_ext.dataset.dataset_toml import (
+    DATASET_OPTIONS,
+    NOT_NEEDED,
+    SUBSET_ONLY,
+    SUBSET_OPTIONS,
+    read_dataset_tables,
+)
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.options import Sizing
 from lora_ext.dataset.report import make_report
@@ -239,3 +248,38 @@ def test_a_file_that_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
     with pytest.raises(UserError, match=r"dataset_config = .*(no such file|no dataset file); give a dataset \.toml"):
         scan_dataset(make_config({"dataset_config": str(tmp_path / name)}))
+
+
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.sampled_from(["", "cat", "512", "\x00", "~nobody/x"]),
+    st.lists(st.integers(0, 3), max_size=2), st.just({"a": 1}),
+)  # fmt: skip
+names = st.sampled_from([*SUBSET_OPTIONS, *DATASET_OPTIONS, *SUBSET_ONLY, *NOT_NEEDED, "subsets", "other"])
+tables = st.dictionaries(names, leaves, max_size=5)
+subsets = st.one_of(leaves, st.lists(st.one_of(leaves, tables), max_size=2))
+datasets = st.builds(lambda own, inner: {**own, "subsets": inner}, tables, subsets)
+documents = st.dictionaries(
+    st.sampled_from(["general", "datasets", "more"]),
+    st.one_of(leaves, tables, st.lists(st.one_of(leaves, datasets), max_size=2)),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(document=documents)
+def test_any_document_is_read_or_refused_in_words(document: dict[str, Any]) -> None:
+    try:
+        entries, _ = read_dataset_tables(document, "file", make_config({}))
+    except UserError as error:
+        assert "file" in str(error)
+    else:
+        assert entries and all(entry.image_dir or entry.metadata_file for entry in entries)
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/pictures", "x" * 5000, "a\x00b"])
+def test_paths_that_no_file_system_takes(path: str) -> None:
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {json.dumps(path)}"
+    with pytest.raises(UserError, match=r"image_dir = .*: there is no|dataset_config"):
+        scan_dataset(make_config({"dataset_config": text}))
+    for name in ("train_data_dir", "dataset_config"):
+        with pytest.raises(UserError, match=name):
+            scan_dataset(make_config({name: path}))
