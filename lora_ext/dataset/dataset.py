@@ -64,9 +64,10 @@ class ImageDataset:
         self.config = config
         self.caption_variants = 0
         self.report: DatasetReport = make_report(scan, config)
+        masks = masks_of(scan) if config.loss.masked_loss else [None] * len(scan.members)
         self._items = [
             _Item(member, _picture(index, member, mask))
-            for index, (member, mask) in enumerate(zip(scan.members, masks_of(scan), strict=True))
+            for index, (member, mask) in enumerate(zip(scan.members, masks, strict=True))
         ]
         self._used = [item for item in self._items if item.member.repeats]  # regularisation pictures may be too many
         self.latents: Latents | None = None

@@ -55,7 +55,7 @@ def scan_dataset(config: TrainConfig, inspect: Inspect = inspect_image) -> Datas
         raise UserError("\n".join(problems))
     scan.warnings += notes
     _leave_out_doubles(scan)
-    scan.problems += mask_problems(scan)
+    scan.problems += mask_problems(scan) if config.loss.masked_loss else []
     return scan
 
 

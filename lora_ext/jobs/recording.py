@@ -185,7 +185,7 @@ def _fields_of(result: TrainingResult) -> dict[str, Any]:
     elif result.stopped:
         state, note = "stopped", f"stopped after {result.steps} steps; what was trained is kept"
     else:
-        state, note = "finished", ""
+        state, note = "finished", result.note
     if result.bad_steps:
         note = "; ".join(filter(None, [note, f"{result.bad_steps} steps without a finite loss were left out"]))
     return {

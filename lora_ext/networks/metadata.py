@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from lora_ext.config.face_crop import face_crop_range
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.train_config import TrainConfig
 
-_OPTIMIZERS = {"AdamW": "torch.optim.adamw.AdamW"}
 _MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _SGM = "https://github.com/Stability-AI/generative-models"
 
@@ -41,10 +40,11 @@ class CheckpointFacts:
 class RunFacts:
     """What a run knows at the time of a save and its configuration does not.
 
-    Times are Unix seconds. `output_name` is the stem of the file that is written. Pictures are counted with their
-    repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs` {folder: {"n_repeats": n, "img_count": n}},
-    `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}}, "mean_img_ar_error": x} or None.
-    `base_networks` are the files that were merged into the checkpoint first: (name, multiplier, hash).
+    Times are Unix seconds. `optimizer` is module.Class(name=value,…), `output_name` the stem of the file that is
+    written. Pictures are counted with their repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs`
+    {folder: {"n_repeats": n, "img_count": n}}, `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}},
+    "mean_img_ar_error": x} or None. `validation` are the `lw_` keys of the held-out pictures' loss, with their values;
+    `base_networks` the files that were merged into the checkpoint first: (name, multiplier, hash).
     """
 
     output_name: str
@@ -59,11 +59,13 @@ class RunFacts:
     epoch: int
     steps: int
     num_reg_images: int = 0
+    optimizer: str = ""
     dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     reg_dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
-    timestep_range: tuple[int, int] | None = None
+    num_validation_images: int = 0
+    validation: Mapping[str, str] = field(default_factory=dict)
     base_networks: Sequence[tuple[str, float, str]] = ()
 
 
@@ -106,14 +108,15 @@ def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """
     values = {
         **_run_values(facts),
-        **_learning_values(config),
+        **_learning_values(config, facts),
         **_loss_values(config),
+        **_validation_values(config),
         **_dataset_values(config, facts),
         **_checkpoint_values(facts),
     }
     if config.saving.no_metadata:
         values = {key: values[key] for key in _MINIMUM}
-    training = {f"ss_{key}": str(value) for key, value in values.items()}
+    training = {f"ss_{key}": str(value) for key, value in values.items()} | dict(facts.validation)
     if facts.base_networks:  # sd-scripts merges them and says nothing of it
         training["lw_base_networks"] = json.dumps(facts.base_networks)
     return training | _modelspec(config, facts)
@@ -126,7 +129,7 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
         "training_finished_at": facts.training_finished_at,
         "output_name": facts.output_name,
         "num_train_images": facts.num_train_images,
-        "num_validation_images": 0,
+        "num_validation_images": facts.num_validation_images,
         "num_reg_images": facts.num_reg_images,
         "num_batches_per_epoch": facts.num_batches_per_epoch,
         "num_epochs": facts.num_epochs,
@@ -136,7 +139,7 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _learning_values(config: TrainConfig) -> dict[str, Any]:
+def _learning_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
     learning, network, memory = config.learning, config.network, config.memory
     return {
         "learning_rate": learning.learning_rate,
@@ -146,15 +149,15 @@ def _learning_values(config: TrainConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": learning.gradient_accumulation_steps,
         "lr_warmup_steps": learning.lr_warmup_steps,
         "lr_scheduler": learning.lr_scheduler,
-        "optimizer": f"{_OPTIMIZERS[learning.optimizer_type]}(weight_decay={learning.weight_decay})",
+        "optimizer": facts.optimizer or learning.optimizer_type,
         "max_grad_norm": learning.max_grad_norm,
         "seed": learning.seed,
         "network_module": "networks.lora",
         "network_dim": network.network_dim,
         "network_alpha": network.network_alpha,
-        "network_dropout": None,
-        "network_args": json.dumps({}),
-        "scale_weight_norms": None,
+        "network_dropout": network.network_dropout or None,
+        "network_args": json.dumps(_network_args(config)),
+        "scale_weight_norms": network.scale_weight_norms,
         "mixed_precision": memory.mixed_precision,
         "full_fp16": False,
         "lowram": False,
@@ -163,25 +166,61 @@ def _learning_values(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _loss_values(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "noise_offset": config.loss.noise_offset or None,
-        "noise_offset_random_strength": False,
-        "multires_noise_iterations": None,
-        "multires_noise_discount": 0.3,
-        "adaptive_noise_scale": None,
-        "zero_terminal_snr": False,
-        "prior_loss_weight": config.dataset.prior_loss_weight,
-        "min_snr_gamma": config.loss.min_snr_gamma,
-        "ip_noise_gamma": None,
-        "debiased_estimation": False,
-        "loss_type": "l2",
-        "huber_schedule": "snr",
-        "huber_scale": 1.0,
-        "huber_c": 0.1,
-        "validation_seed": None,
-        "validation_split": 0.0,
+def _network_args(config: TrainConfig) -> dict[str, str]:
+    """What sd-scripts takes as `network_args`, as text; only what is set."""
+    names = (
+        "conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
+        "rank_dropout", "module_dropout", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
+        "loraplus_text_encoder_lr_ratio",
+    )  # fmt: skip
+    values = {**asdict(config.network), **asdict(config.learning)}
+    rates = config.learning.block_lr.replace(" ", "").split(",")
+    first, middle = (1, 3) if len(rates) == 23 else (0, 1)  # SDXL's numbers begin and end with what has no adapters
+    half = (len(rates) - 2 * first - middle) // 2
+    parts = {
+        "down_lr_weight": rates[first : first + half],
+        "mid_lr_weight": rates[first + half : first + half + middle],
+        "up_lr_weight": rates[first + half + middle : first + 2 * half + middle],
     }
+    by_block = {name: ",".join(part) for name, part in parts.items()} if len(rates) > 1 else {}
+    return {name: str(values[name]) for name in names if values[name]} | by_block
+
+
+def _loss_values(config: TrainConfig) -> dict[str, Any]:
+    loss = config.loss
+    return {
+        "noise_offset": loss.noise_offset or None,
+        "noise_offset_random_strength": loss.noise_offset_random_strength,
+        "multires_noise_iterations": loss.multires_noise_iterations or None,
+        "multires_noise_discount": loss.multires_noise_discount,
+        "adaptive_noise_scale": loss.adaptive_noise_scale,
+        "zero_terminal_snr": loss.zero_terminal_snr,
+        "prior_loss_weight": config.dataset.prior_loss_weight,
+        "min_snr_gamma": loss.min_snr_gamma,
+        "ip_noise_gamma": loss.ip_noise_gamma or None,
+        "debiased_estimation": loss.debiased_estimation_loss,
+        "loss_type": loss.loss_type,
+        "huber_schedule": loss.huber_schedule,
+        "huber_scale": loss.huber_scale,
+        "huber_c": loss.huber_c,
+    }
+
+
+def _validation_values(config: TrainConfig) -> dict[str, Any]:
+    samples = config.samples
+    return {
+        "validation_seed": samples.validation_seed,
+        "validation_split": samples.validation_split,
+        "max_validation_steps": samples.max_validation_steps,
+        "validate_every_n_epochs": samples.validate_every_n_epochs,
+        "validate_every_n_steps": samples.validate_every_n_steps,
+    }
+
+
+def _timestep_range(config: TrainConfig) -> str | None:
+    """The range of timesteps that is trained, where it is not all of them."""
+    first, end = config.loss.min_timestep, config.loss.max_timestep
+    return None if (first, end) == (0, 1000) else f"{first},{end}"
 
 
 def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
@@ -251,7 +290,7 @@ def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         "resolution": f"{size[0]}x{size[1]}" if size else None,
         "date": datetime.fromtimestamp(int(facts.training_finished_at)).isoformat(),
         "prediction_type": "v" if v_prediction else "epsilon",
-        "timestep_range": ",".join(map(str, facts.timestep_range)) if facts.timestep_range else None,
+        "timestep_range": _timestep_range(config),
         "encoder_layer": str(config.captions.clip_skip),
         "author": saving.metadata_author or None,
         "license": saving.metadata_license or None,

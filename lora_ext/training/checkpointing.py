@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.config.train_config import TrainConfig
 
 
 def checkpointed_blocks(model: Checkpoint, with_text_encoders: bool) -> list[nn.Module]:
@@ -20,12 +19,6 @@ def checkpointed_blocks(model: Checkpoint, with_text_encoders: bool) -> list[nn.
     if with_text_encoders:
         blocks += [layer for encoder in model.text_encoders for layer in _layers(encoder.module)]
     return blocks
-
-
-def has_dropout(config: TrainConfig) -> bool:
-    """Whether adapters leave something out by chance."""
-    network = config.network
-    return bool(network.network_dropout or network.rank_dropout or network.module_dropout)
 
 
 def _layers(transformer: nn.Module) -> Iterator[nn.Module]:

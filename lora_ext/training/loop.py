@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import Control, EpochReport, Events, StepReport
-from lora_ext.training.optimizers import set_learning_rates
 from lora_ext.training.pausing import PausePlace, Pauses
 from lora_ext.training.plan import saves_epoch, saves_step
 from lora_ext.training.run import Run, mean_finite
@@ -43,16 +42,23 @@ class TrainingLoop:
             if run.epoch_ended:
                 run.epoch, run.epoch_ended, run.epoch_losses = epoch, False, []
             self._take_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
             self._end_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
         if not self.control.cancelled:
             run.saver.save_last(run.epoch, run.steps)
             run.states.save_last()
         if run.steps == plan.total_steps:
             run.samples.after_last_step(run.epoch, run.steps)
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether somebody has said so, or the held-out pictures do before the last step."""
+        if self.control.stopping:
+            return True
+        return self.run.validation.exhausted and self.run.steps < self.run.plan.total_steps
 
     def _take_epoch(self) -> None:
         """The steps of one epoch that are still to be taken, up to the run's last or until the run is to end."""
@@ -63,6 +69,7 @@ class TrainingLoop:
         batches_done = len(run.epoch_losses) * accumulation
         for batches in windows(run.dataset.batches(run.epoch, batches_done), accumulation):
             self._take_step(batches)
+            run.validation.after_step(run.epoch, run.steps)
             if run.steps < run.plan.total_steps:
                 self._pause_where_asked()
             if self.control.cancelled:
@@ -73,7 +80,7 @@ class TrainingLoop:
             if self.control.stopping or run.steps == run.plan.total_steps:
                 return
             run.samples.after_step(run.epoch, run.steps)
-            if self.control.stopping:
+            if self._ends_early:
                 return
 
     def _end_epoch(self) -> None:
@@ -81,6 +88,10 @@ class TrainingLoop:
         run, plan = self.run, self.run.plan
         self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
         run.epoch_ended = len(run.epoch_losses) == plan.updates_per_epoch
+        norms = run.learning.norm_report()
+        if norms is not None:
+            self.events.message("info", f"Epoch {run.epoch}: {norms.sentence()}.")
+        run.validation.after_epoch(run.epoch, run.steps, is_last=run.steps == plan.total_steps)
         if saves_epoch(self.config.saving, run.epoch, plan.total_epochs):
             run.saver.save_epoch(run.epoch, run.steps)
             run.states.save_epoch(run.epoch)
@@ -103,11 +114,14 @@ class TrainingLoop:
         """One optimizer update, and its report."""
         run, plan = self.run, self.run.plan
         began = time.perf_counter()
-        rates = set_learning_rates(run.step.optimizer, run.factor(run.steps))
+        run.learning.begin_step(run.steps)
         loss = run.step.update(batches, run.steps)
         run.losses.append(loss)
         run.epoch_losses.append(loss)
         if run.step.left_out:
             self.events.message("warning", f"Step {run.steps} was left out: {run.step.left_out}.")
         seconds = time.perf_counter() - began
-        self.events.step(StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds))
+        rates, bands = run.learning.rates(), run.step.bands
+        self.events.step(
+            StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, bands)
+        )

@@ -49,12 +49,6 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
         )
 
 
-def cast_network(network: nn.Module, config: TrainConfig) -> None:
-    """Take the trained weights as the settings want them: fp32, or bf16 with `full_bf16`; other tensors stay."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16 if config.memory.full_bf16 else torch.float32)
-
-
 @contextmanager
 def computing_in(modules: Iterable[nn.Module], dtype: torch.dtype) -> Iterator[None]:
     """Cast the floating parameters and buffers of `modules` to `dtype`, and put the original tensors back at the end.

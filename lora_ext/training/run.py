@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Events
 from lora_ext.training.conditioning import TextConditioning
+from lora_ext.training.learning import Learning
 from lora_ext.training.plan import TrainingPlan
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
@@ -21,6 +22,7 @@ from lora_ext.training.state_folders import Position, SavedState
 from lora_ext.training.state_saving import StateSaver
 from lora_ext.training.state_trees import Stateful
 from lora_ext.training.step import TrainingStep
+from lora_ext.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class TrainingResult:
 
     `files` are those written and still there, the last one last; `losses` has one entry a step (nan where a step was
     left out), `final_loss` is the mean of the last epoch's. `stopped`: ended on request before its last step;
-    `cancelled`: and without writing a last file.
+    `cancelled`: and without writing a last file. `best_epoch`: the one with the lowest validation loss. `note` says why
+    a run has ended early of itself.
     """
 
     files: list[Path]
@@ -41,6 +44,8 @@ class TrainingResult:
     losses: list[float] = field(default_factory=list)
     bad_steps: int = 0
     seconds: float = 0.0
+    best_epoch: int | None = None
+    note: str = ""
 
 
 @dataclass
@@ -59,7 +64,8 @@ class Run:
     step: TrainingStep
     saver: NetworkSaver
     samples: SampleDrawer
-    factor: Callable[[int], float]
+    validation: Validation
+    learning: Learning
     states: StateSaver = field(init=False)
     parts: dict[str, Stateful] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, find_targets
-from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing, has_dropout
+from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
 from lora_ext.training.first_weights import BaseNetwork, like_file, merged, possible_targets
 from lora_ext.training.freezing import frozen
 from lora_ext.training.precision import computing_in, training_dtype
+from lora_ext.training.rates import block_factors
 
 
 class Session:
@@ -55,7 +57,8 @@ class Session:
         if self._like is not None:
             possible = [each for each in possible_targets(self.checkpoint, settings) if each.group in self._parts]
             return like_file(possible, self._like)
-        return [each for each in find_targets(self.checkpoint, settings) if each.group in self._parts]
+        found = find_targets(self.checkpoint, settings, block_factors(self.config))
+        return [each for each in found if each.group in self._parts]
 
     def attach(self, network: Network) -> None:
         """Put the network into the forward pass, with gradient checkpointing where the settings want it."""
@@ -86,7 +89,7 @@ class Session:
 
     def _wrap_blocks(self) -> None:
         blocks = checkpointed_blocks(self.checkpoint, with_text_encoders="text_encoder" in self._parts)
-        self._undo.enter_context(gradient_checkpointing(blocks, has_dropout(self.config)))
+        self._undo.enter_context(gradient_checkpointing(blocks, dropout_of(self.config.network).active))
 
     def _prepare(self) -> None:
         checkpoint = self.checkpoint

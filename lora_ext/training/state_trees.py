@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lora_ext.protocols import UserError
+
 _TENSOR, _PAIRS, _TUPLE, _NUMBER = "tensor", "pairs", "tuple", "number"
 
 
@@ -27,7 +29,7 @@ class Stateful(Protocol):
 def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """`tree` as JSON takes it; its tensors go into `tensors`, on the CPU, under names that begin with `name`.
 
-    Raises TypeError for anything but tensors, numbers, text, None, and lists, tuples and dicts of them.
+    Raises UserError for anything but tensors, numbers, text, None, and lists, tuples and dicts of them.
     """
     if isinstance(tree, Tensor):
         tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
@@ -88,6 +90,16 @@ class OptimizerState:
         for group, then, now in groups:
             group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
         self.optimizer.load_state_dict(saved)
+        self._take_dtypes(saved)
+
+    def _take_dtypes(self, saved: Mapping[str, Any]) -> None:
+        """Have the state in the very dtypes that it was saved in: torch casts it to the parameters'."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, state in saved["state"].items():
+            present = self.optimizer.state[parameters[number]]
+            for name, value in state.items():
+                if isinstance(value, Tensor) and present[name].dtype != value.dtype:
+                    present[name] = value.to(present[name].device, copy=True)
 
 
 def _group_values(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,4 +114,7 @@ def _value(value: Any) -> Any:
 def _plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{name} holds a {type(value).__name__}, which no state can keep")
+    raise UserError(
+        f"{name} holds a {type(value).__name__}, which no saved state can keep: choose another optimizer or schedule, "
+        "or switch save_state off"
+    )

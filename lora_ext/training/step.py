@@ -14,13 +14,14 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import UserError
-from lora_ext.training.loss import diffusion_loss, prediction_target, sample_weights
+from lora_ext.training.diffusion import DiffusionLoss
 from lora_ext.training.noise import Draw, NoiseSource, SeededNoise, generator_for
 from lora_ext.training.out_of_memory import is_out_of_memory
-from lora_ext.training.precision import autocasting
+from lora_ext.training.prior import PriorPrediction
 from lora_ext.training.random_states import random_states_kept, reseed
 from lora_ext.training.retreat import Retreat, free_memory, split_rows
 from lora_ext.training.scaling import LossScaler
+from lora_ext.training.timesteps import band_means
 
 _Item = TypeVar("_Item")
 
@@ -35,6 +36,7 @@ def windows(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 class TrainingStep:
     """Computes the loss of batches and updates the parameters of `optimizer`.
 
+    `bands` are the last update's losses by timestep band.
     `encode` gives the text states (batch, tokens, width) of captions. Noise and timesteps come from `noise`, drawn on
     the CPU, so that a run is the same on every device up to rounding.
     """
@@ -46,20 +48,33 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         encode: Callable[[list[str]], Tensor],
         noise: NoiseSource | None = None,
+        prior: PriorPrediction | None = None,
         retreat: Retreat | None = None,
     ) -> None:
         """With a `retreat`, a step that memory does not suffice for is taken again in smaller pieces."""
-        self.checkpoint = checkpoint
+        self.diffusion = DiffusionLoss(checkpoint, config, encode)
         self.config = config
         self.optimizer = optimizer
+        self.bands: dict[str, float] = {}
         self.bad_steps = 0
         self.left_out = ""
         self.scaler = LossScaler() if config.memory.mixed_precision == "fp16" else None
         self._retreat = retreat
         self._bad_in_a_row = 0
-        self._encode = encode
-        self._noise = noise or SeededNoise(config.learning.seed, len(checkpoint.schedule), config.loss.noise_offset)
+        self._prior = prior
+        self._noise = noise or SeededNoise(config.learning.seed, len(self.diffusion.schedule), config.loss)
+        self._noted: list[tuple[Tensor, Tensor]] = []
         self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that is trained on."""
+        return self.diffusion.checkpoint
+
+    @checkpoint.setter
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Go on with another view of it."""
+        self.diffusion.checkpoint = checkpoint
 
     def update(self, batches: Sequence[Batch], step: int) -> float:
         """Train on the batches of one accumulation window, the `step`th from 0; returns their mean loss.
@@ -93,6 +108,7 @@ class TrainingStep:
     def _backward(self, batches: Sequence[Batch], step: int, pieces: int) -> tuple[float, float]:
         """As `_gradients`, each batch in so many pieces."""
         total = torch.zeros((), device=self.checkpoint.device)
+        self._noted = []
         for place, batch in enumerate(batches):
             draw = self._noise(batch.latents, step, place)
             for piece, its_draw in zip(split_rows(batch, pieces), split_rows(draw, pieces), strict=True):
@@ -103,7 +119,7 @@ class TrainingStep:
         if self.scaler:
             self.scaler.unscale(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.learning.max_grad_norm or math.inf)
-        mean_loss, length = torch.stack([total / len(batches), norm.to(total)]).tolist()  # the step's only wait
+        mean_loss, length = self._fetch(total / len(batches), norm)
         return mean_loss, length
 
     def _apply(self, loss: float, norm: float) -> None:
@@ -136,22 +152,20 @@ class TrainingStep:
         if self._retreat and state["retreat"]:
             self._retreat.load_state_dict(state["retreat"])
 
+    def _fetch(self, *numbers: Tensor) -> list[float]:
+        """The numbers as floats, and what was noted as `bands`: the step's only wait for the device."""
+        losses = [each for each, _ in self._noted]
+        values: list[float] = torch.cat([torch.stack([each.to(losses[0]) for each in numbers]), *losses]).tolist()
+        timesteps = torch.cat([each for _, each in self._noted]).tolist()
+        self.bands = band_means(values[len(numbers) :], timesteps, len(self.diffusion.schedule))
+        self._noted = []
+        return values[: len(numbers)]
+
     def loss(self, batch: Batch, draw: Draw) -> Tensor:
-        """The diffusion loss of one batch with this noise, with its graph."""
-        checkpoint, settings = self.checkpoint, self.config.loss
-        schedule, kind = checkpoint.schedule, checkpoint.prediction_type
-        device = checkpoint.device
-        latents = batch.latents.to(device, torch.float32)  # (batch, 4, h, w), scaled
-        noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        with autocasting(self.config, checkpoint):
-            context = self._encode(batch.captions)  # (batch, tokens, width)
-            prediction = checkpoint.unet(
-                noisy.to(checkpoint.dtype), timesteps, context.to(device=device, dtype=checkpoint.dtype)
-            )
-        target = prediction_target(latents, noise, timesteps, schedule, kind)
-        weights = sample_weights(batch.loss_weights.to(device), timesteps, schedule, kind, settings.min_snr_gamma)
-        return diffusion_loss(prediction, target, weights)
+        """The diffusion loss of one batch with this noise, with its graph; each sample's is noted for the bands."""
+        losses = self.diffusion.losses(batch, draw, self._prior)
+        self._noted.append((losses.detach(), draw.timesteps))
+        return losses.mean()
 
     def _count_bad_step(self) -> None:
         self.bad_steps += 1

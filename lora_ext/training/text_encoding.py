@@ -21,12 +21,13 @@ Encode = Callable[[list[str]], Tensor]
 
 
 def prepare_text(
-    checkpoint: Checkpoint, dataset: ImageDataset, config: TrainConfig, trained: bool, events: Events, control: Control
-) -> tuple[TextConditioning, Encode]:
+    checkpoint: Checkpoint, dataset: ImageDataset, config: TrainConfig, trained: bool, events: Events, control: Control,
+    further: Sequence[str] = (),
+) -> tuple[TextConditioning, Encode]:  # fmt: skip
     """What encodes captions, with room for the longest of the dataset, and what the training takes states from.
 
     Where the text encoder is `trained` that is the encoder itself; otherwise states are kept, as far as the settings
-    want it and the captions are known.
+    want it and the captions are known. `further` captions, of no picture that is trained on, are kept with them.
     """
     memory = config.memory
     on_disk = memory.cache_text_encoder_outputs_to_disk
@@ -43,7 +44,7 @@ def prepare_text(
     files = _files(checkpoint, conditioning, dataset, config, events) if on_disk else None
     cache = EncodingCache(conditioning.encode, files)
     with autocasting(config, checkpoint):
-        cache.prepare(dataset.captions, events, control)
+        cache.prepare([*dataset.captions, *further], events, control)
     return conditioning, cache
 
 
@@ -67,7 +68,7 @@ def _not_kept(variants: int) -> str:
 def _files(
     checkpoint: Checkpoint, conditioning: TextConditioning, dataset: ImageDataset, config: TrainConfig, events: Events
 ) -> EncodingFiles:
-    """Files beside the first pictures: captions belong to the dataset, not to a picture."""
+    """Files beside the first picture: captions belong to the dataset, not to a picture."""
     module = conditioning.encoder.module
     dtype = next(module.parameters()).dtype
     kind = {
@@ -75,4 +76,4 @@ def _files(
         "encoder": weights_hash(dict(module.named_parameters())),
         "precision": f"{dtype}, {config.memory.mixed_precision}",
     }
-    return EncodingFiles(dataset.scan.subsets[0].folder, kind, events)
+    return EncodingFiles(dataset.scan.images[0].path.parent, kind, events)

@@ -15,17 +15,19 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import check_class_pictures, draw_class_pictures
 from lora_ext.dataset.dataset import ImageDataset
+from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import token_count
 from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
+from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
-from lora_ext.training.optimizers import make_optimizer
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
-from lora_ext.training.precision import cast_network
+from lora_ext.training.prediction import prediction_warnings
+from lora_ext.training.prior import prior_prediction
 from lora_ext.training.random_states import random_states_kept
 from lora_ext.training.resuming import check_same_run, facts_of, find_state
 from lora_ext.training.retreat import Retreat, free_memory
@@ -33,13 +35,12 @@ from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
-from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
 from lora_ext.training.state_folders import SavedState
 from lora_ext.training.state_saving import StateSaver
-from lora_ext.training.state_trees import OptimizerState
 from lora_ext.training.step import TrainingStep
 from lora_ext.training.text_encoding import prepare_text
+from lora_ext.training.validation import Validation, held_out_pictures
 
 
 class Trainer:
@@ -122,33 +123,38 @@ class Trainer:
     def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]) -> Run:
         """Everything that the first step needs; the network is attached."""
         checkpoint, config = self.checkpoint, self.config
-        network = Network(session.targets(), generator_for(config.learning.seed, "network"))
-        cast_network(network, config)
-        parameters = network.parameters_by_group()
-        rates = {part: rate for part, rate in prepared.rates.items() if part in parameters}  # a file may have one alone
+        network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
+        if config.memory.full_bf16:
+            network.cast(torch.bfloat16)
         dataset = self._cached_dataset(prepared)
-        trained = "text_encoder" in rates
-        conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control)
+        held_out = held_out_pictures(prepared.held_out, checkpoint, config, self.events, self.control)
+        prior = prior_prediction(config, prepared.scan, network)
+        further = [*(held_out.captions if held_out else ()), *(prior.captions if prior else ())]
+        trained = "text_encoder" in network.parameters_by_group()
+        conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control, further)
         session.attach(network)
-        optimizer = make_optimizer(parameters, rates, config.learning)
-        steps = prepared.plan.total_steps
-        warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
+        learning = Learning(network, config, prepared.plan.total_steps)
+        step = TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise, prior, self._retreat(session))
         run = Run(
             plan=prepared.plan,
             session=session,
             dataset=dataset,
             conditioning=conditioning,
             network=network,
-            step=TrainingStep(checkpoint, config, optimizer, encode, self.noise, self._retreat(session)),
-            saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
-            samples=self._samples(prepared, dataset, network),
-            factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
+            step=step,
+            saver=NetworkSaver(config, self.output_dir, self.events, learning.tensors_for_file, metadata),
+            samples=self._samples(prepared, dataset, learning),
+            validation=Validation(
+                held_out, step.diffusion, network, self.events, self.control, learning.weights_for_use
+            ),
+            learning=learning,
             facts=facts,
         )
+        metadata.validation = run.validation.metadata
         run.states = StateSaver(config, self.output_dir, self.events, run.snapshot, metadata)
         run.parts = {
-            "optimizer": OptimizerState(optimizer), "step": run.step, "files": run.saver, "states": run.states,
-            "metadata": metadata,
+            "optimizer": learning, "step": run.step, "files": run.saver, "states": run.states,
+            "metadata": metadata, "validation": run.validation,
         }  # fmt: skip
         return run
 
@@ -168,7 +174,7 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in prepared.warnings:
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
@@ -191,10 +197,10 @@ class Trainer:
             scan = draw_class_pictures(prepared.scan, self.config, self.generator, self.events, self.control)
         return replace(prepared, scan=scan)
 
-    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
+    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, learning: Learning) -> SampleDrawer:
         return SampleDrawer(
-            self.config, prepared.sample_prompts, dataset.captions[0], network, self.generator, self.events,
-            self.control,
+            self.config, prepared.sample_prompts, dataset.captions[0], learning.network, self.generator, self.events,
+            self.control, learning.weights_for_use,
         )  # fmt: skip
 
     def _result(self, run: Run, started: float) -> TrainingResult:
@@ -208,5 +214,7 @@ class Trainer:
             cancelled=self.control.cancelled,
             losses=run.losses,
             bad_steps=run.step.bad_steps,
+            best_epoch=run.validation.best.epoch if run.validation.best else None,
+            note="" if stopped else run.validation.note,
             seconds=time.perf_counter() - started,
         )

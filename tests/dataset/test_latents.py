@@ -221,3 +221,15 @@ def test_masks_follow_the_pictures(latents_of: Make, folder: Path) -> None:
         assert all(mask.eq(1).all() for entry, mask in masks if entry != 0)
         assert dict(masks)[3].shape == (1, 6, 10)
     assert all(batch.masks is None for batch in epochs(latents_of()[0]))
+
+
+def test_a_mask_folder_counts_where_masked_loss_is_on(latents_of: Make, folder: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for number, size in enumerate([(64, 64), (64, 64), (64, 64), (80, 48)]):
+        Image.new("L", size, 51 * number).save(masks / f"{number}.png")
+    dataset, _, _ = latents_of(conditioning_data_dir=str(masks), masked_loss=True)
+    for batch in epochs(dataset):
+        assert batch.masks is not None and batch.masks.shape == (len(batch.entries), 1, *batch.latents.shape[2:])
+        assert batch.masks.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.2 * entry for entry in batch.entries])
+    assert all(batch.masks is None for batch in epochs(latents_of(conditioning_data_dir=str(tmp_path / "none"))[0]))

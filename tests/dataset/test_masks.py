@@ -17,7 +17,8 @@ from lora_ext.protocols import UserError
 
 
 def scanned(folder: Path, masks: Path) -> DatasetScan:
-    return scan_dataset(make_config({"train_data_dir": str(folder), "conditioning_data_dir": str(masks)}))
+    values = {"train_data_dir": str(folder), "conditioning_data_dir": str(masks), "masked_loss": True}
+    return scan_dataset(make_config(values))
 
 
 @pytest.fixture

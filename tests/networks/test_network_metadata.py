@@ -23,7 +23,8 @@ seed lowram noise_offset noise_offset_random_strength multires_noise_iterations 
 adaptive_noise_scale zero_terminal_snr training_comment optimizer max_grad_norm caption_dropout_rate
 caption_dropout_every_n_epochs caption_tag_dropout_rate face_crop_aug_range prior_loss_weight min_snr_gamma
 scale_weight_norms ip_noise_gamma debiased_estimation loss_type huber_schedule huber_scale huber_c validation_seed
-validation_split batch_size_per_device total_batch_size resolution color_aug flip_aug random_crop shuffle_caption
+validation_split max_validation_steps validate_every_n_epochs validate_every_n_steps
+batch_size_per_device total_batch_size resolution color_aug flip_aug random_crop shuffle_caption
 enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso keep_tokens reg_dataset_dirs bucket_info tag_frequency
 dataset_dirs sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash steps epoch
 """
@@ -42,6 +43,7 @@ FACTS = RunFacts(
     max_train_steps=60,
     epoch=2,
     steps=30,
+    optimizer="torch.optim.adamw.AdamW(weight_decay=0.01)",
     dataset_dirs={"3_cat": {"n_repeats": 3, "img_count": 10}},
     tag_frequency={"3_cat": {"a cat": 10}},
     bucket_info={"buckets": {0: {"resolution": (512, 512), "count": 30}}, "mean_img_ar_error": 0.0},
@@ -59,12 +61,12 @@ def test_the_keys() -> None:
 def test_optional_modelspec_keys_stand_when_there_is_something_to_say() -> None:
     config = make_config({
         "metadata_author": "me", "metadata_license": "CC0", "metadata_description": "a cat",
-        "metadata_tags": "cat, pet", "metadata_title": "Cat",
+        "metadata_tags": "cat, pet", "metadata_title": "Cat", "min_timestep": 200,
     })  # fmt: skip
-    metadata = network_metadata(config, replace(FACTS, timestep_range=(0, 1000)))
+    metadata = network_metadata(config, FACTS)
     assert (metadata["modelspec.title"], metadata["modelspec.tags"]) == ("Cat", "cat, pet")
     optional = {key: metadata[f"modelspec.{key}"] for key in ("author", "license", "description", "timestep_range")}
-    assert optional == {"author": "me", "license": "CC0", "description": "a cat", "timestep_range": "0,1000"}
+    assert optional == {"author": "me", "license": "CC0", "description": "a cat", "timestep_range": "200,1000"}
 
 
 def test_values() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_ext.protocols import UserError
 from lora_ext.training.state_trees import OptimizerState, pack, unpack
 
 
@@ -31,7 +32,7 @@ def test_trees_come_back_as_they_were() -> None:
 
 
 def test_what_no_state_can_keep_is_said() -> None:
-    with pytest.raises(TypeError, match=r"x\.hook holds a function"):
+    with pytest.raises(UserError, match=r"x\.hook holds a function"):
         pack({"hook": through_json}, "x", {})
 
 
