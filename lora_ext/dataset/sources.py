@@ -112,7 +112,7 @@ def _folder_sources(config: TrainConfig) -> list[Source]:
         _scan_regularisation(config, scan, inspect)
 
     sources = [Source((given_path(settings.train_data_dir),), read_trained)]
-    if settings.reg_data_dir.strip() or settings.num_class_images:
+    if settings.reg_data_dir.strip():
         sources.append(Source((given_path(settings.reg_data_dir),), read_reg))
     return sources
 
@@ -121,11 +121,6 @@ def _scan_regularisation(config: TrainConfig, scan: DatasetScan, inspect: Inspec
     """Add the regularisation pictures of the settings, those that are still to be drawn too."""
     settings = config.dataset
     wanted, prompt = settings.num_class_images, settings.class_prompt.strip()
-    if wanted and not (settings.reg_data_dir.strip() and prompt):
-        raise UserError(
-            f"num_class_images = {wanted} needs class_prompt (what is drawn) and reg_data_dir (where it is kept): give "
-            "both, or set num_class_images = 0"
-        )
     options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="", num_repeats=1)
     terms = Terms(options, run_sizing(config), is_reg=True)
     folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect)
