@@ -193,7 +193,7 @@ def test_everything_that_is_wrong_is_said_at_once(scan: Scan) -> None:
         "dataset.toml: extra: a dataset file holds [general] and [[datasets]] alone",
         "dataset.toml, [general]: flip_aug = 'perhaps': allowed is true or false",
         "dataset.toml, [general]: image_dir belongs into [[datasets.subsets]]",
-        "dataset.toml, [[datasets]] 1: shuffel_caption: there is no setting of this name; did you mean shuffle_caption",
+        "dataset.toml, [[datasets]] 1: shuffel_caption: there is no such key; did you mean shuffle_caption",
         "dataset.toml, [[datasets]] 1, subset 1: batch_size belongs into [[datasets]] or [general]",
         "dataset.toml, [[datasets]] 1, subset 1: num_repeats = 0: allowed is a whole number from 1 to 10000",
         "dataset.toml, [[datasets]] 2, subset 1: is_reg = 1: allowed is true or false",
