@@ -57,6 +57,7 @@ def scan_folder(
     if flat:
         if listing.pictures:
             reader.read(listing, terms.options.num_repeats, terms.options.class_tokens)
+        reader.warn_of_inner_folders(listing)
     elif not reader.read_concept_folders(listing) and listing.pictures:
         named = repeats_and_concept(listing.folder.name)
         reader.read(listing, *(named or (terms.options.num_repeats, terms.options.class_tokens)))
@@ -122,6 +123,7 @@ class FolderReader:
                 )
             else:
                 self.read(inner, *named)
+                self.warn_of_inner_folders(inner)
         added = len(self.scan.subsets) > before
         if added and listing.pictures:
             self.scan.warnings.append(
@@ -150,8 +152,6 @@ class FolderReader:
             subset.images.append(self._entry(path, facts, candidates, subset))
         self.scan.subsets.append(subset)
         _warn_of_captions(listing, captions, options.caption_extension, self.scan)
-        if repeats_and_concept(listing.folder.name):
-            self._warn_of_inner_folders(listing)
 
     def inspected(self, paths: Sequence[Path]) -> list[tuple[Path, ImageFacts]]:
         """The pictures that can be trained on, with their facts; what is wrong with others goes to the problems."""
@@ -190,13 +190,14 @@ class FolderReader:
             path, facts.width, facts.height, caption, caption_path, facts.transparent, facts.content_hash, further_lines
         )
 
-    def _warn_of_inner_folders(self, listing: Listing) -> None:
+    def warn_of_inner_folders(self, listing: Listing) -> None:
+        """Warn of pictures in folders inside a folder whose own pictures alone are read."""
         for folder in listing.folders:
             count = len(list_folder(folder).pictures)
             if count:
                 self.scan.warnings.append(
                     f"{listing.folder.name}/{folder.name}: {count_of(count, 'picture')} left out, because folders "
-                    "inside an N_name folder are not read: move them up"
+                    "inside this one are not read: move them up"
                 )
 
 

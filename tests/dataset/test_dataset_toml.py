@@ -161,6 +161,13 @@ def test_the_same_in_json(scan: Scan) -> None:
     assert any("cache_info in the dataset file does nothing here" in text for text in found.warnings)
 
 
+def test_folders_inside_a_subset_are_not_read(scan: Scan, tmp_path: Path) -> None:
+    draw(tmp_path / "cat" / "old" / "c.png")
+    found = scan('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cat"')
+    assert len(found.images) == 2
+    assert "cat/old: 1 picture left out, because folders inside this one are not read: move them up" in found.warnings
+
+
 def test_a_folder_twice_in_a_dataset_is_used_once(scan: Scan) -> None:
     found = scan('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cat"\n[[datasets.subsets]]\nimage_dir = "./cat"')
     assert len(found.images) == 2
