@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_ext.commands.import_settings import imported_settings
+from lora_ext.config.presets import compose, preset_named
 from lora_ext.config.toml_files import read_config
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.protocols import ConfigError, Control, GenerateRequest, Progress, UserError
@@ -62,8 +64,19 @@ def open_host(options: argparse.Namespace) -> StandaloneHost:
 
 
 def add_settings_options(parser: argparse.ArgumentParser) -> None:
-    """A settings file, and single settings over it."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file")
+    """Presets, a settings file or one of another trainer over them, and single settings over that."""
+    parser.add_argument(
+        "--preset", action="append", default=[], metavar="NAME", help="settings that come along; may be repeated"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file")
+    source.add_argument(
+        "--import",
+        dest="import_file",
+        type=Path,
+        metavar="FILE",
+        help="settings of sd-scripts, kohya_ss, … (see the import command)",
+    )
     parser.add_argument(
         "--set",
         dest="assignments",
@@ -77,9 +90,12 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace) -> TrainConfig:
     """The settings of a command line. Raises ConfigError with every problem of the file and of `--set` at once."""
     problems: list[str] = []
-    base = None
+    base = make_config(compose(map(preset_named, options.preset)))
     try:
-        base = read_config(options.config) if options.config else None
+        if options.config:
+            base = read_config(options.config, base)
+        elif options.import_file:
+            base = imported_settings(options, base).config
     except ConfigError as error:
         problems += error.problems
     values: dict[str, str] = {}

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_ext.commands.import_settings import write_text
 from lora_ext.commands.options import (
     add_host_options,
     add_settings_options,
@@ -16,6 +17,8 @@ from lora_ext.commands.options import (
     stop_on_signals,
 )
 from lora_ext.config.fields import Setting
+from lora_ext.config.presets import presets
+from lora_ext.config.sd_scripts_export import config_to_sd_scripts
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings
 from lora_ext.protocols import Control, Events, UserError
@@ -40,7 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--plan", action="store_true", help="look at the pictures, tell what would be done, and stop")
     action.add_argument("--show-config", action="store_true", help="print all settings as a TOML file, and stop")
-    parser.epilog = EXAMPLE + "\n" + settings_help()
+    action.add_argument(
+        "--export", type=Path, metavar="FILE", help="write them as a TOML file for sd-scripts, and stop"
+    )
+    parser.epilog = "\n".join([EXAMPLE, presets_help(), "", settings_help()])
+
+
+def presets_help(width: int = 110) -> str:
+    """Every preset with what it is for."""
+    lines = ["presets (--preset, for example --preset character --preset card-8gb):"]
+    for preset in presets():
+        head = f"  {preset.name} "
+        lines += _wrapped(preset.description, width, head.ljust(16))
+    return "\n".join(lines)
 
 
 def settings_help(width: int = 110) -> str:
@@ -52,8 +67,14 @@ def settings_help(width: int = 110) -> str:
             if declared.group == group:
                 text = f"{declared.help} ({_default(declared)}; {declared.allowed()})"
                 head = f"  {declared.name} "
-                lines += textwrap.wrap(text, width, initial_indent=head.ljust(36), subsequent_indent=" " * 36)
+                lines += _wrapped(text, width, head.ljust(36))
     return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int, head: str) -> list[str]:
+    """Lines of text beside a head; words with hyphens stay whole, options are among them."""
+    indent = " " * len(head)
+    return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _default(declared: Setting) -> str:
@@ -70,6 +91,10 @@ def run(options: argparse.Namespace) -> int:
     config = settings_of(options)
     if options.show_config:
         print(config_to_toml(config))
+        return 0
+    if options.export is not None:
+        write_text(options.export, config_to_sd_scripts(config, str(options.checkpoint or "")))
+        print(f"Written: {options.export}")
         return 0
     from lora_ext.training.checks import prepare_run
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_ext.config.advice import advice
 from lora_ext.config.groups import SavingSettings
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.report import DatasetReport
@@ -157,7 +158,7 @@ def _warnings(config: TrainConfig, updates_per_epoch: int, files: list[Path], ou
             f"gradient_accumulation_steps = {learning.gradient_accumulation_steps} makes each epoch a single step; "
             "a smaller number gives more steps"
         )
-    return warnings
+    return [*warnings, *advice(config)]
 
 
 def _other_epochs(saving: SavingSettings, files: list[Path], output_dir: Path) -> list[str]:

@@ -1,0 +1,159 @@
+"""The configuration as a TOML file for sd-scripts' `--config_file`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from lora_ext.config.sample_prompts import SAMPLERS, prompts_file
+from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings, flat_values
+
+NETWORK_ARGUMENTS = (
+    "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
+    "conv_block_alphas", "loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio",
+)  # fmt: skip
+"""Settings that sd-scripts takes as arguments of the network, each left out where it is off."""
+
+_ONE_BY_ONE = (*NETWORK_ARGUMENTS, "block_lr", "optimizer_args", "weight_decay", "lr_scheduler", "prediction_type")
+"""Settings that are written in another form than `name = value`."""
+
+_OPTIMIZERS = (
+    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit", "PagedLion8bit",
+    "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan",
+    "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD", "Prodigy", "AdaFactor", "AdamWScheduleFree", "RAdamScheduleFree",
+    "SGDScheduleFree",
+)  # fmt: skip
+"""Optimizers that sd-scripts knows by these names."""
+_OWN_SCHEDULES = ("rex", "cosine_annealing_warmup_restarts")
+_CHANGE_CAPTIONS = (
+    "shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
+    "token_warmup_step", "enable_wildcard",
+)  # fmt: skip
+_NOTHING = "sd-scripts has nothing like it"
+
+
+def config_to_sd_scripts(config: TrainConfig, base_model: str = "") -> str:
+    """The text of a TOML file. What sd-scripts has nothing like stands as a comment, if it is not at its default.
+
+    Where a value says what sd-scripts does anyway when it is told nothing (an empty text, none), it is left out.
+    """
+    values = flat_values(config)
+    lines = ["# Settings of LoRA Workshop for sd-scripts' train_network.py --config_file"]
+    if base_model:
+        lines.append(f"pretrained_model_name_or_path = {_toml(base_model)}")
+    for group, title in GROUP_TITLES.items():
+        lines += ["", f"# {title}"]
+        for name, declared in all_settings().items():
+            if declared.group == group and name not in _ONE_BY_ONE:
+                lines += _lines(name, values)
+        if group == "network":
+            lines += _network_lines(values)
+        elif group == "learning":
+            lines += _learning_lines(values)
+        elif group == "loss" and values["prediction_type"] != "auto":
+            lines.append(f"v_parameterization = {_toml(values['prediction_type'] == 'v_prediction')}")
+    return "\n".join(lines) + "\n"
+
+
+def _lines(name: str, values: dict[str, Any]) -> list[str]:
+    """A setting's line; a comment where sd-scripts has none like it, or none of this value."""
+    declared, value = all_settings()[name], values[name]
+    problem = _UNLIKE[name](values) if name in _UNLIKE else "" if declared.sd_scripts else _NOTHING
+    if problem:
+        return [] if value == declared.default else [f"# {name} = {_toml(value)} ({problem})"]
+    written = _FORMS[name](value) if name in _FORMS else value
+    return [] if written is None or written in ("", []) else [f"{declared.sd_scripts} = {_toml(written)}"]
+
+
+def _steps_or_share(value: float) -> int | float:
+    """A whole number there counts steps, any other is a share."""
+    return int(value) if value == int(value) else value
+
+
+def _sampler(name: str) -> str:
+    return next((theirs for theirs, ours in SAMPLERS.items() if ours == name), name)
+
+
+_FORMS: dict[str, Callable[[Any], Any]] = {
+    "lr_warmup_steps": _steps_or_share,
+    "lr_decay_steps": _steps_or_share,
+    "max_token_length": lambda value: None if value == 75 else value,
+    "log_with": lambda value: None if value == "csv" else value,
+    "resize_interpolation": lambda value: None if value == "auto" else value,
+    "sample_sampler": _sampler,
+    "lr_scheduler_args": lambda value: value.split(),
+    "base_weights": lambda value: [line.strip() for line in value.splitlines() if line.strip()],
+    "base_weights_multiplier": lambda value: [float(part) for part in value.split(",") if part.strip()],
+}
+"""Values that have another form there."""
+
+_UNLIKE: dict[str, Callable[[dict[str, Any]], str]] = {
+    "caption_extension": lambda v: "sd-scripts reads one kind only" if v["caption_extension"] == "auto" else "",
+    "resize_interpolation": lambda v: _NOTHING if v["resize_interpolation"] == "box" else "",
+    "optimizer_type": lambda v: (
+        "" if "." in v["optimizer_type"] or v["optimizer_type"] in _OPTIMIZERS else "not known there by this name"
+    ),
+    "stop_text_encoder_training": lambda v: "sd-scripts' networks have nothing like it",
+    "dataset_config": lambda v: "write the text into a file" if "\n" in v["dataset_config"].strip() else "",
+    "sample_prompts": lambda v: (
+        "write the prompts into a file" if v["sample_prompts"] and prompts_file(v["sample_prompts"]) is None else ""
+    ),
+    "resume": lambda v: "states are kept in another form there" if v["resume"] else "",
+    "cache_text_encoder_outputs": lambda v: (
+        "only with network_train_unet_only, and where captions do not change"
+        if v["cache_text_encoder_outputs"]
+        and (not v["network_train_unet_only"] or any(v[name] for name in _CHANGE_CAPTIONS))
+        else ""
+    ),
+}
+"""Why a value has no counterpart; empty where it has."""
+
+
+def _network_lines(values: dict[str, Any]) -> list[str]:
+    """The module and its arguments."""
+    off = {name: all_settings()[name].default for name in NETWORK_ARGUMENTS}
+    arguments = [f"{name}={_plain(values[name])}" for name in NETWORK_ARGUMENTS if values[name] != off[name]]
+    factors = [part.strip() for part in values["block_lr"].split(",")] if values["block_lr"].strip() else []
+    comments = []
+    if len(factors) == 25:
+        arguments += _block_rates(factors[:12], factors[12:13], factors[13:])
+    elif len(factors) == 23 and factors[0] == factors[-1] == "1":
+        arguments += _block_rates(factors[1:10], factors[10:13], factors[13:22])
+    elif factors:
+        comments = [f"# block_lr = {_toml(values['block_lr'])} ({_NOTHING})"]
+    lines = ['network_module = "networks.lora"']
+    return [*lines, *([f"network_args = {_toml(arguments)}"] if arguments else []), *comments]
+
+
+def _block_rates(*parts: list[str]) -> list[str]:
+    """The factors of the blocks on the way down, in the middle and on the way up."""
+    names = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
+    return [f"{name}={','.join(part)}" for name, part in zip(names, parts, strict=True)]
+
+
+def _learning_lines(values: dict[str, Any]) -> list[str]:
+    """The optimizer's arguments with the weight decay, and the schedule."""
+    arguments = values["optimizer_args"].split()
+    if values["weight_decay"] is not None:
+        arguments.append(f"weight_decay={_plain(values['weight_decay'])}")
+    lines = [f"optimizer_args = {_toml(arguments)}"] if arguments else []
+    schedule = values["lr_scheduler"]
+    if schedule in _OWN_SCHEDULES:
+        return [*lines, f"# lr_scheduler = {_toml(schedule)} ({_NOTHING})"]
+    return [*lines, f"{'lr_scheduler_type' if '.' in schedule else 'lr_scheduler'} = {_toml(schedule)}"]
+
+
+def _plain(value: Any) -> str:
+    """A value as it stands in network_args."""
+    return repr(value) if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return '"none"' if value is None else repr(value)
