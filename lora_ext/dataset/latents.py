@@ -62,7 +62,7 @@ class Latents:
         keeps = self._settings.cache_latents or on_disk
         kept = [picture for picture in self._pictures.values() if keeps and not picture.is_random]
         if len(kept) < len(self._pictures):
-            events.message("warning", _not_kept(len(self._pictures) - len(kept), len(self._pictures), keeps))
+            events.message("info", _not_kept(len(self._pictures) - len(kept), len(self._pictures), keeps))
         if kept:
             events.phase("caching latents", 0, len(kept))
             files = LatentFiles(kept, self.encoder, events) if on_disk else None
