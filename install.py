@@ -17,7 +17,8 @@ def wanted() -> list[tuple[str, str]]:
     torch = tuple(int(part) for part in version("torch").split(".")[:2])
     toml_reader = [("tomli", "tomli==2.0.1")] if sys.version_info < (3, 11) else []
     lycoris = "lycoris_lora==3.4.0" if torch < (2, 4) else "lycoris_lora==4.1.3"
-    return [*toml_reader, ("toml", "toml==0.10.2"), ("lycoris", lycoris)]
+    optimizers = ("pytorch_optimizer", "pytorch_optimizer==4.1.0")
+    return [*toml_reader, ("toml", "toml==0.10.2"), optimizers, ("lycoris", lycoris)]
 
 
 def install_missing() -> None:

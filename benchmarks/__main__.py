@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import against_sd_scripts
 from benchmarks.subjects import SIZES, checkpoint_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,8 @@ MEASUREMENTS = ("training", "rendering", "switching")
 
 def main() -> int:
     """Measure, print, and write the JSON file where one is asked for."""
+    if any(argument.startswith("--against-sd-scripts") for argument in sys.argv[1:]):
+        return against_sd_scripts.main(sys.argv[1:])
     options = parse_arguments()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lora-workshop-bench-") as folder:
@@ -37,7 +40,11 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """What to measure, and on what."""
-    parser = argparse.ArgumentParser(prog="run.py bench", description="Measure training, rendering and switching.")
+    parser = argparse.ArgumentParser(
+        prog="run.py bench",
+        description="Measure training, rendering and switching.",
+        epilog="--against-sd-scripts DIR compares training with sd-scripts' instead, and has options of its own.",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument(
         "--full", action="store_true", help="also with a full-size SD1 of random weights (2 GB on disk)"

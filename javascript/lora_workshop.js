@@ -10,8 +10,8 @@
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
-  /* What the other scripts of the page add: onStatus(status), onRun(run, place), fileButtons(path, run). */
-  const core = { onStatus: [], onRun: [], fileButtons: [] };
+  /* What the other scripts of the page add: onMount(), onStatus(status), onRun(run, place), fileButtons(path, run). */
+  const core = { onMount: [], onStatus: [], onRun: [], fileButtons: [] };
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
@@ -47,7 +47,7 @@
     if (answer.status === 401) throw new Error("it was started anew: load this page again");
     if (answer.headers.get("content-type")?.includes("json")) {
       const values = await answer.json();
-      if (!answer.ok) throw new Error(values.error || values.detail || `answer ${answer.status}`);
+      if (!answer.ok) throw Object.assign(new Error(values.error || values.detail || `answer ${answer.status}`), values);
       return values;
     }
     if (!answer.ok) throw new Error(`answer ${answer.status}`);
@@ -224,29 +224,6 @@
 
   /* ---- what buttons do ---- */
 
-  /* Gradio's hidden fields: sets the run whose settings the form is to show ("" is the latest), and asks for them. */
-  function fillForm(run) {
-    const field = document.querySelector("#lw-restore-run textarea, #lw-restore-run input");
-    const button = byId("restore");
-    if (!field || !button) return;
-    field.value = run;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
-    setTimeout(() => button.click(), 50);
-  }
-
-  /* Gradio's folded groups are plain boxes: here they get the keyboard. */
-  function makeGroupsReachable() {
-    for (const title of document.querySelectorAll("#lw-groups .label-wrap")) {
-      title.tabIndex = 0;
-      title.setAttribute("role", "button");
-      title.addEventListener("keydown", (event) => {
-        if (event.key !== "Enter" && event.key !== " ") return;
-        event.preventDefault();
-        title.click();
-      });
-    }
-  }
-
   const currentRun = () => ({ id: seen.run });
 
   const ACTIONS = {
@@ -270,7 +247,7 @@
     },
     "open-run": (button) => openRun(button.dataset.run),
     "use-settings": (button) => {
-      fillForm(button.dataset.run);
+      core.form.fillFromRun(button.dataset.run).catch(report);
       const tabs = [...document.querySelectorAll("#lw-tabs > .tab-nav > button")];
       tabs.find((tab) => tab.textContent.trim() === "Train")?.click();
     },
@@ -314,8 +291,7 @@
         mounted = live;
         for (const key of Object.keys(seen)) if (key !== "run" && key !== "lost") seen[key] = "";
         keepKey(live.dataset.key);
-        makeGroupsReachable();
-        fillForm("");
+        for (const begin of core.onMount) begin();
       }
       try {
         const status = await ask("status");
@@ -342,6 +318,6 @@
   document.addEventListener("visibilitychange", poll);
   Object.assign(core, { poll, ask, byId, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", poll);
+  if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();
 })();

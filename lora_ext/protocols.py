@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -51,7 +51,11 @@ class OtherCheckpointError(UserError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer update. `loss` is the mean over the update's batches; `seconds` is its wall time."""
+    """One optimizer update. `loss` is the mean over the update's batches; `seconds` is its wall time.
+
+    `bands` are the mean losses of the update's pictures by the timesteps that they were given ("0-250", "250-500",
+    "500-750", "750-1000"), without bands that none of them fell into.
+    """
 
     step: int
     total_steps: int
@@ -60,6 +64,7 @@ class StepReport:
     loss: float
     learning_rates: dict[str, float]
     seconds: float
+    bands: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,22 @@ class EpochReport:
     total_epochs: int
     step: int
     loss: float
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The loss of the held-out pictures after `step` updates, the mean over the timesteps in `by_timestep`.
+
+    `best_epoch` and `best_loss` are those of the best measurement so far, which `is_best` tells of this one.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    by_timestep: dict[int, float]
+    best_epoch: int
+    best_loss: float
+    is_best: bool
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,9 @@ class Events:
 
     def epoch(self, report: EpochReport) -> None:
         """An epoch has ended."""
+
+    def validated(self, report: ValidationReport) -> None:
+        """The held-out pictures were measured."""
 
     def saved(self, saved: SavedNetwork) -> None:
         """A network file was written."""

@@ -65,23 +65,11 @@ class Checkpoint:
         """The dtype of the U-Net's weights."""
         return next(self.unet.parameters()).dtype
 
-    def encode_images(
-        self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        """Unscaled latents (batch, 4, h/8, w/8) of images (batch, 3, h, w) in −1…1, one draw from the posterior.
-
-        The draw comes from `generator` (a CPU generator, or one for each image); None takes the posterior's mean.
-        """
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (batch, 4, h/8, w/8) of the unscaled latents of images (batch, 3, h, w) in −1…1."""
         vae: Any = self.vae
         posterior = vae.encode(images.to(next(vae.parameters())))
-        mean: Tensor = posterior.mean
-        if generator is None:
-            return mean
-        if isinstance(generator, torch.Generator):
-            noise = torch.randn(mean.shape, generator=generator)
-        else:
-            noise = torch.stack([torch.randn(mean.shape[1:], generator=each) for each in generator])
-        return mean + torch.exp(0.5 * posterior.logvar) * noise.to(mean)
+        return posterior.mean, posterior.logvar
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (batch, 3, h, w) in −1…1, fp32, of scaled latents."""

@@ -132,8 +132,10 @@ def train(options: argparse.Namespace, prepared: PreparedRun) -> int:
     from lora_ext.jobs.console import JsonLinesEvents, TqdmEvents
     from lora_ext.jobs.recording import train_recorded
     from lora_ext.jobs.registry import RunRegistry
+    from lora_ext.jobs.tensorboard_log import check_logs
     from lora_ext.training.samples import check_samplers
 
+    check_logs(prepared.config)
     host = open_host(options)
     check_samplers(prepared.config, prepared.sample_prompts, host.samplers())
     run = RunRegistry(host.folders().runs).create_prepared(prepared, checkpoint=host.checkpoint_info().name)

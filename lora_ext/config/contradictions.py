@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from lora_ext.config.dataset_contradictions import dataset_contradictions
 from lora_ext.config.groups import DatasetSettings
+from lora_ext.config.learning_rules import learning_contradictions
+from lora_ext.config.loss_contradictions import loss_contradictions, validation_contradictions
 from lora_ext.config.network_contradictions import network_contradictions
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
@@ -27,6 +29,9 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             ),
         )
     yield from _bucket_contradictions(dataset)
+    yield from loss_contradictions(config.loss)
+    yield from validation_contradictions(config.samples)
+    yield from learning_contradictions(config)
     if prompts_file(config.samples.sample_prompts) is None:
         for problem in parse_sample_prompts(config.samples.sample_prompts)[1]:
             yield ("sample_prompts",), problem

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.resolution import resolution_of
+from lora_ext.dataset.options import Sizing
 from lora_ext.protocols import UserError
 
 Size = tuple[int, int]
@@ -26,11 +26,11 @@ class Bucket:
         return 1.0 - (self.size[0] * self.size[1]) / (self.resized[0] * self.resized[1])
 
 
-def training_size(settings: DatasetSettings) -> Size:
+def training_size(sizing: Sizing) -> Size:
     """The resolution of the settings; UserError where it is none."""
-    size = resolution_of(settings.resolution)
+    size = resolution_of(sizing.resolution)
     if size is None:
-        raise UserError(f"resolution = {settings.resolution!r}: give one number or width,height, multiples of 8")
+        raise UserError(f"resolution = {sizing.resolution!r}: give one number or width,height, multiples of 8")
     return size
 
 
@@ -52,20 +52,20 @@ def bucket_resolutions(area_size: Size, min_size: int, max_size: int, step: int)
     return tuple(sorted(found))
 
 
-def bucket_limits(settings: DatasetSettings) -> Size:
+def bucket_limits(sizing: Sizing) -> Size:
     """(smallest, longest) side of a bucket: the settings', widened to multiples of the step."""
-    step = settings.bucket_reso_steps
-    return max(step, settings.min_bucket_reso // step * step), -(-settings.max_bucket_reso // step) * step
+    step = sizing.bucket_reso_steps
+    return max(step, sizing.min_bucket_reso // step * step), -(-sizing.max_bucket_reso // step) * step
 
 
-def choose_bucket(width: int, height: int, settings: DatasetSettings) -> Bucket:
+def choose_bucket(width: int, height: int, sizing: Sizing) -> Bucket:
     """The bucket of a picture of this size."""
-    resolution = training_size(settings)
-    if not settings.enable_bucket:
+    resolution = training_size(sizing)
+    if not sizing.enable_bucket:
         return _cover(width, height, resolution)
-    if settings.bucket_no_upscale:
-        return _without_enlarging(width, height, resolution[0] * resolution[1], settings.bucket_reso_steps)
-    sizes = bucket_resolutions(resolution, *bucket_limits(settings), settings.bucket_reso_steps)
+    if sizing.bucket_no_upscale:
+        return _without_enlarging(width, height, resolution[0] * resolution[1], sizing.bucket_reso_steps)
+    sizes = bucket_resolutions(resolution, *bucket_limits(sizing), sizing.bucket_reso_steps)
     if (width, height) in sizes:
         return Bucket((width, height), (width, height))
     aspect = width / height

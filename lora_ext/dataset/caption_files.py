@@ -16,11 +16,20 @@ class UnreadableCaptionError(Exception):
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """A caption as it is trained (the file's first line that is not empty), and what else the file holds."""
+    """The lines of a caption file that are not empty, stripped."""
 
     path: Path
-    text: str
-    further_lines: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The caption where one line is trained: the first."""
+        return self.lines[0] if self.lines else ""
+
+    @property
+    def further_lines(self) -> int:
+        """How many lines follow the first."""
+        return max(0, len(self.lines) - 1)
 
 
 def extensions_to_read(caption_extension: str) -> tuple[str, ...]:
@@ -55,6 +64,5 @@ def read_caption_file(path: Path) -> CaptionFile:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableCaptionError(f"is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
-    filled = [line for line in lines if line]
-    return CaptionFile(path, filled[0] if filled else "", max(0, len(filled) - 1))
+    lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
+    return CaptionFile(path, tuple(line for line in lines if line))

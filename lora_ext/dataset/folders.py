@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.train_config import all_settings
 from lora_ext.dataset.caption_files import (
     UnreadableCaptionError,
@@ -19,6 +18,8 @@ from lora_ext.dataset.caption_files import (
     read_caption_file,
 )
 from lora_ext.dataset.images import BrokenImageError, ImageFacts, inspect_image
+from lora_ext.dataset.options import Sizing, SubsetOptions
+from lora_ext.dataset.regularisation import raised_repeats
 from lora_ext.protocols import UserError
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -30,7 +31,10 @@ _REPEATS_AND_NAME = re.compile(r"([0-9]+)_(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One picture and its caption. Width and height are in pixels, EXIF orientation applied."""
+    """One picture and its caption. Width and height are in pixels, EXIF orientation applied.
+
+    With wildcards the caption holds all lines of its file, otherwise the first alone.
+    """
 
     path: Path
     width: int
@@ -42,14 +46,49 @@ class ImageEntry:
     further_caption_lines: int = 0
 
 
+@dataclass(frozen=True)
+class Terms:
+    """How the pictures of a source are trained; those of one `dataset` (its number) share batches and `sizing`."""
+
+    options: SubsetOptions = field(default_factory=SubsetOptions)
+    sizing: Sizing = field(default_factory=Sizing)
+    is_reg: bool = False
+    dataset: int = 0
+
+
 @dataclass
 class Subset:
-    """The pictures of one folder; `concept` is the caption of those that have none."""
+    """The pictures of one folder or metadata file; `concept` is the caption of those that have none."""
 
     folder: Path
     repeats: int
     concept: str
     images: list[ImageEntry] = field(default_factory=list)
+    terms: Terms = field(default_factory=Terms)
+
+    @property
+    def options(self) -> SubsetOptions:
+        """How its pictures and captions are treated."""
+        return self.terms.options
+
+    @property
+    def sizing(self) -> Sizing:
+        """The sizes that its pictures are trained in."""
+        return self.terms.sizing
+
+    @property
+    def is_reg(self) -> bool:
+        """Whether these are regularisation pictures."""
+        return self.terms.is_reg
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture of a scan with its subset; `repeats` is how often it comes up in an epoch, 0 where it is not used."""
+
+    entry: ImageEntry
+    subset: Subset
+    repeats: int
 
 
 @dataclass
@@ -64,6 +103,22 @@ class DatasetScan:
     def images(self) -> list[ImageEntry]:
         """All pictures, folder by folder."""
         return [entry for subset in self.subsets for entry in subset.images]
+
+    @property
+    def members(self) -> list[Member]:
+        """All pictures in the order of `images`, with their repeats: those of regularisation pictures are raised."""
+        repeats: dict[int, list[int]] = {}
+        for number in {subset.terms.dataset for subset in self.subsets}:
+            subsets = [each for each in self.subsets if each.terms.dataset == number]
+            trained = sum(each.repeats * len(each.images) for each in subsets if not each.is_reg)
+            own = [each.repeats for each in subsets if each.is_reg for _ in each.images]
+            repeats[number] = raised_repeats(own, trained)
+        raised = {number: iter(counts) for number, counts in repeats.items()}
+        return [
+            Member(entry, each, next(raised[each.terms.dataset]) if each.is_reg else each.repeats)
+            for each in self.subsets
+            for entry in each.images
+        ]
 
     def raise_on_problems(self) -> None:
         """Raise UserError with all problems together, if there are any."""
@@ -83,35 +138,34 @@ class _Listing:
     folders: tuple[Path, ...]
 
 
-def scan_dataset(settings: DatasetSettings) -> DatasetScan:
-    """Look through the dataset's folder: N_name folders, or pictures that lie in it.
+def scan_folder(setting: str, text: str, terms: Terms, scan: DatasetScan) -> None:
+    """Add what the folder named by a setting holds: N_name folders, or pictures that lie in it.
 
     Raises UserError where there is no folder, or nothing in it that can be trained on; single broken pictures and
-    captions are collected in the result's `problems`.
+    captions are collected in the scan's `problems`.
     """
-    root = _existing_folder(settings.train_data_dir)
-    listing = _list_folder(root)
-    scan = DatasetScan()
-    if not _add_concept_folders(listing, settings, scan) and listing.pictures:
-        repeats, concept = _repeats_and_concept(listing.folder.name) or (settings.num_repeats, "")
-        _add_subset(listing, repeats, concept, settings, scan)
-    if not scan.images:
-        raise UserError(_nothing_found(listing, scan))
-    return scan
+    listing = _list_folder(existing_folder(setting, text))
+    before = len(scan.subsets)
+    if not _add_concept_folders(listing, terms, scan) and listing.pictures:
+        named = _repeats_and_concept(listing.folder.name)
+        repeats, concept = named or (terms.options.num_repeats, terms.options.class_tokens)
+        _add_subset(listing, repeats, concept, terms, scan)
+    if not any(subset.images for subset in scan.subsets[before:]):
+        raise UserError(_nothing_found(setting, listing, scan))
 
 
-def _existing_folder(text: str) -> Path:
+def existing_folder(setting: str, text: str) -> Path:
+    """The folder that a setting names; UserError where there is none."""
     if not text.strip():
-        raise UserError("train_data_dir is empty: give the folder that holds the pictures")
+        raise UserError(f"{setting} is empty: give the folder that holds the pictures")
     folder = Path(text.strip().strip('"')).expanduser()  # Windows copies paths in quotes
     if folder.is_file():
-        raise UserError(f"train_data_dir = {folder}: this is a file; give the folder it lies in, {folder.parent}")
+        raise UserError(f"{setting} = {folder}: this is a file; give the folder it lies in, {folder.parent}")
     if not folder.is_dir():
         absolute = Path(os.path.abspath(folder))
         nearest = next((parent for parent in absolute.parents if parent.is_dir()), absolute.anchor)
         raise UserError(
-            f"train_data_dir = {folder}: there is no such folder (the nearest that exists is {nearest}); "
-            "check the spelling"
+            f"{setting} = {folder}: there is no such folder (the nearest that exists is {nearest}); check the spelling"
         )
     return Path(os.path.abspath(folder))
 
@@ -133,7 +187,7 @@ def _repeats_and_concept(folder_name: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2].strip()) if match else None
 
 
-def _add_concept_folders(listing: _Listing, settings: DatasetSettings, scan: DatasetScan) -> bool:
+def _add_concept_folders(listing: _Listing, terms: Terms, scan: DatasetScan) -> bool:
     """Add the N_name folders in a folder; False where none of them holds pictures."""
     before = len(scan.subsets)
     for folder in listing.folders:
@@ -147,7 +201,7 @@ def _add_concept_folders(listing: _Listing, settings: DatasetSettings, scan: Dat
                 f"N_name (N repeats): rename it, for example to 1_{folder.name}"
             )
         else:
-            _add_subset(inner, *named, settings, scan)
+            _add_subset(inner, *named, terms, scan)
     added = len(scan.subsets) > before
     if added and listing.pictures:
         scan.warnings.append(
@@ -157,7 +211,7 @@ def _add_concept_folders(listing: _Listing, settings: DatasetSettings, scan: Dat
     return added
 
 
-def _add_subset(listing: _Listing, repeats: int, concept: str, settings: DatasetSettings, scan: DatasetScan) -> None:
+def _add_subset(listing: _Listing, repeats: int, concept: str, terms: Terms, scan: DatasetScan) -> None:
     """Read a folder's pictures and captions into `scan`."""
     highest = int(all_settings()["num_repeats"].maximum or 0)
     if repeats < 1:
@@ -168,17 +222,17 @@ def _add_subset(listing: _Listing, repeats: int, concept: str, settings: Dataset
             f"{listing.folder.name}: its name asks for {repeats} repeats, allowed are 1 to {highest}: rename the folder"
         )
         return
-    subset = Subset(listing.folder, repeats, concept)
+    subset = Subset(listing.folder, repeats, concept or terms.options.class_tokens, [], terms)
     captions = captions_by_stem(listing.others)
     inspected = _inspect_all(listing.pictures)
     for path, facts in zip(listing.pictures, inspected, strict=True):
         problem = facts if isinstance(facts, str) else _too_narrow(facts)
         if isinstance(facts, ImageFacts) and problem is None:
-            subset.images.append(_entry(path, facts, captions.get(path.stem, {}), concept, settings, scan))
+            subset.images.append(_entry(path, facts, captions.get(path.stem, {}), subset, scan))
         else:
             scan.problems.append(f"{path}: {problem}")
     scan.subsets.append(subset)
-    _warn_of_captions(listing, captions, settings, scan)
+    _warn_of_captions(listing, captions, terms.options.caption_extension, scan)
     for folder in listing.folders if _repeats_and_concept(listing.folder.name) else ():
         count = len(_list_folder(folder).pictures)
         if count:
@@ -211,16 +265,16 @@ def _entry(
     path: Path,
     facts: ImageFacts,
     captions: dict[str, Path],
-    concept: str,
-    settings: DatasetSettings,
+    subset: Subset,
     scan: DatasetScan,
 ) -> ImageEntry:
-    caption, further_lines = concept, 0
-    caption_path = choose_caption_file(captions, settings.caption_extension)
+    caption, further_lines = subset.concept, 0
+    caption_path = choose_caption_file(captions, subset.options.caption_extension)
     if caption_path is not None:
         try:
             read = read_caption_file(caption_path)
-            caption, further_lines = read.text, read.further_lines
+            caption = "\n".join(read.lines) if subset.options.enable_wildcard else read.text
+            further_lines = read.further_lines
         except UnreadableCaptionError as error:
             scan.problems.append(f"{caption_path}: {error}")
     return ImageEntry(
@@ -229,7 +283,7 @@ def _entry(
 
 
 def _warn_of_captions(
-    listing: _Listing, captions: dict[str, dict[str, Path]], settings: DatasetSettings, scan: DatasetScan
+    listing: _Listing, captions: dict[str, dict[str, Path]], caption_extension: str, scan: DatasetScan
 ) -> None:
     """Warn of caption files that are not used."""
     stems = {path.stem for path in listing.pictures}
@@ -240,7 +294,7 @@ def _warn_of_captions(
             f"{name}: {_count(len(orphans), 'caption file')} without a picture ({some_of(orphans)}): "
             "name each like its picture"
         )
-    read = extensions_to_read(settings.caption_extension)
+    read = extensions_to_read(caption_extension)
     both = [stem for stem in stems & captions.keys() if len(captions[stem]) > 1]
     if both and len(read) > 1:
         scan.warnings.append(
@@ -251,15 +305,15 @@ def _warn_of_captions(
     if unread:
         scan.warnings.append(
             f"{name}: {_count(len(unread), 'picture')} with a caption file of another extension than "
-            f"{settings.caption_extension} ({some_of(sorted(unread))}), which is not read: set caption_extension = auto"
+            f"{caption_extension} ({some_of(sorted(unread))}), which is not read: set caption_extension = auto"
         )
 
 
-def _nothing_found(listing: _Listing, scan: DatasetScan) -> str:
+def _nothing_found(setting: str, listing: _Listing, scan: DatasetScan) -> str:
     """Why there is nothing to train on, and what was looked for."""
     looked_for = ", ".join(extension[1:] for extension in IMAGE_EXTENSIONS)
     message = (
-        f"train_data_dir = {listing.folder}: no pictures to train on "
+        f"{setting} = {listing.folder}: no pictures to train on "
         f"(looked for {looked_for} in the folder and in N_name folders in it, such as 10_{listing.folder.name})"
     )
     hints = [

@@ -1,24 +1,22 @@
-"""Pictures from files to tensors. Sizes are (width, height) in pixels; arrays are (height, width, 3)."""
+"""Pictures from files to tensors; arrays are (height, width, channels)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lora_ext.dataset.buckets import Size
+from lora_ext.dataset.scaling import Pixels
+from lora_ext.dataset.views import View
 from lora_ext.protocols import UserError
-
-Pixels: TypeAlias = NDArray[np.uint8]
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
@@ -68,54 +66,36 @@ def inspect_image(path: Path) -> ImageFacts:
     return ImageFacts(width, height, transparent, hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
-def load_image(path: Path, resized: Size, size: Size) -> Tensor:
-    """The picture as a tensor (3, h, w) in −1…1: scaled to `resized`, its centre of `size` cut out.
+def load_image(path: Path, view: View) -> Tensor:
+    """What the view shows of a picture: (3, h, w) in −1…1.
 
     EXIF orientation is applied, transparency is composited on white; UserError names a picture that cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            orientation = _orientation(image)
-            flat = _on_white(image)
-    except _READ_ERRORS as error:
-        raise UserError(f"{path}: the picture cannot be read ({_reason(error)}): replace or delete it") from error
-    if orientation in _TRANSPOSITIONS:
-        flat = flat.transpose(_TRANSPOSITIONS[orientation])
-    pixels = centre_crop(resize(np.asarray(flat, dtype=np.uint8), resized), size)
+    pixels = view.shown(_read(path, _on_white))
     scaled = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1.0)  # (h, w, 3)
     return scaled.permute(2, 0, 1).contiguous()  # (3, h, w)
 
 
-def resize(pixels: Pixels, size: Size) -> Pixels:
-    """Scale to `size`: area averages when no side grows, Lanczos otherwise."""
-    height, width = pixels.shape[:2]
-    if (width, height) == size:
-        return pixels
-    if width >= size[0] and height >= size[1]:
-        rows = _area_average(pixels, size[1])  # (new h, w, 3)
-        both = _area_average(rows.transpose(1, 0, 2), size[0]).transpose(1, 0, 2)  # (new h, new w, 3)
-        averaged: Pixels = np.clip(np.rint(both), 0, 255).astype(np.uint8)
-        return averaged
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), dtype=np.uint8)
+def read_opacity(path: Path) -> Pixels:
+    """How opaque a picture is, 0…255: (h, w, 1), EXIF orientation applied."""
+    return _read(path, lambda image: image.convert("RGBA").getchannel("A"))
 
 
-def centre_crop(pixels: Pixels, size: Size) -> Pixels:
-    """The centre of `size`; of an odd number of pixels too many the one on the right or below goes as well."""
-    top = max(0, pixels.shape[0] - size[1]) // 2
-    left = max(0, pixels.shape[1] - size[0]) // 2
-    return pixels[top : top + size[1], left : left + size[0]]
+def read_mask(path: Path) -> Pixels:
+    """The red channel of a mask's picture: (h, w, 1), EXIF orientation applied."""
+    return _read(path, lambda image: _in_rgb(image).getchannel("R"))
 
 
-def _area_average(values: NDArray[Any], count: int) -> NDArray[np.float64]:
-    """Averages over `count` equal stretches of the first axis; values that lie in two are shared between them."""
-    length = values.shape[0]
-    edges = np.arange(count + 1) * (length / count)
-    whole = np.minimum(edges.astype(np.int64), length - 1)
-    exact = np.uint32 if values.dtype == np.uint8 else np.float64
-    sums = np.concatenate([np.zeros((1, *values.shape[1:]), exact), np.cumsum(values, axis=0, dtype=exact)])
-    integral = sums[whole] + (edges - whole)[:, None, None] * values[whole]
-    averages: NDArray[np.float64] = np.diff(integral, axis=0) * (count / length)
-    return averages
+def _read(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Pixels:
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            converted = convert(image)
+    except _READ_ERRORS as error:
+        raise UserError(f"{path}: the picture cannot be read ({_reason(error)}): replace or delete it") from error
+    if orientation in _TRANSPOSITIONS:
+        converted = converted.transpose(_TRANSPOSITIONS[orientation])
+    return np.asarray(converted, dtype=np.uint8).reshape(converted.height, converted.width, -1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -156,14 +136,19 @@ def _check_whole(image: Image.Image, content: bytes) -> bool:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """The picture in RGB, 8 bits a channel."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
     if not _may_be_transparent(image):
-        return image.convert("RGB")
+        return _in_rgb(image)
     layer = image.convert("RGBA")
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, 8 bits a channel, whatever lies under what is transparent."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        deep = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 def _reason(error: BaseException) -> str:

@@ -1,52 +1,152 @@
-"""Latents of a dataset's pictures, encoded once before the first step."""
+"""Latents of a dataset's pictures: encoded once before the first step, or anew each time where they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.dataset.buckets import Bucket
+from lora_ext.checkpoint.picture_encoder import PictureEncoder, Posterior
+from lora_ext.config.groups import MemorySettings
 from lora_ext.dataset.images import load_image
-from lora_ext.dataset.seeds import derived_seed
+from lora_ext.dataset.latent_files import LatentFiles
+from lora_ext.dataset.masks import PIXELS_PER_LATENT, latent_mask
+from lora_ext.dataset.pictures import Picture
+from lora_ext.dataset.seeds import Occurrence, derived_seed
+from lora_ext.dataset.views import View
 from lora_ext.protocols import Control, Events, UserError
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to encode. `index` is its place in the dataset: with the seed it decides the posterior's draw."""
-
-    index: int
-    path: Path
-    bucket: Bucket
+_FLIPPED, _ANEW = 1, 2
+"""Third number of the seed of a draw that is not the one of the picture as it is."""
 
 
-@torch.no_grad()
-def encode_pictures(
-    pictures: Sequence[Picture], checkpoint: Checkpoint, batch_size: int, seed: int, events: Events, control: Control
-) -> dict[Picture, Tensor]:
-    """Unscaled latents (4, h/8, w/8), fp32 on the CPU, one draw from the posterior of each picture.
+class Latents:
+    """Gives the unscaled latents of pictures, fp32 on the CPU, and their masks.
 
-    Up to `batch_size` pictures of one bucket size are encoded at once; the draws do not depend on that. Raises
-    Cancelled between such groups when the run is to end, UserError for a latent that is not finite.
+    What is the same each time is encoded once in `prepare`, both ways round where pictures are mirrored, and kept in
+    memory; the rest is encoded when it comes up. Draws from the posterior depend on `seed` and the picture's index, and
+    on the occurrence only where the picture is random: kept or not, a picture has the same latents.
     """
-    latents: dict[Picture, Tensor] = {}
-    events.phase("caching latents", 0, len(pictures))
-    for group, images in _loaded_groups(pictures, batch_size):
-        control.raise_if_stopping()
-        generators = [torch.Generator().manual_seed(derived_seed(seed, picture.index)) for picture in group]
-        encoded = checkpoint.encode_images(images, generators).float().cpu()  # (batch, 4, h/8, w/8)
-        for picture, latent in zip(group, encoded, strict=True):
-            _check_finite(picture.path, latent, checkpoint)
-            latents[picture] = latent.clone()
-        events.phase("caching latents", len(latents), len(pictures))
-    return latents
+
+    def __init__(
+        self, pictures: Sequence[Picture], encoder: PictureEncoder, settings: MemorySettings, seed: int
+    ) -> None:
+        self.encoder = encoder
+        self._pictures = {picture.index: picture for picture in pictures}
+        self._settings = settings
+        self._seed = seed
+        self._kept: dict[tuple[int, bool], Tensor] = {}  # (index, flipped) → (4, h/8, w/8)
+        self._masks: dict[int, Tensor] = {}  # index → (1, h/8, w/8)
+
+    def prepare(self, events: Events, control: Control) -> None:
+        """Encode, or read from files, what is kept.
+
+        Raises Cancelled when the run is to end, UserError for a picture that cannot be read or encoded.
+        """
+        on_disk = self._settings.cache_latents_to_disk
+        keeps = self._settings.cache_latents or on_disk
+        kept = [picture for picture in self._pictures.values() if keeps and not picture.is_random]
+        if len(kept) < len(self._pictures):
+            events.message("warning", _not_kept(len(self._pictures) - len(kept), len(self._pictures), keeps))
+        if kept:
+            events.phase("caching latents", 0, len(kept))
+            files = LatentFiles(kept, self.encoder, events) if on_disk else None
+            missing = kept if files is None else [picture for picture in kept if not self._read(picture, files)]
+            self._encode(missing, files, len(kept), events, control)
+        for picture in kept:
+            if picture.is_masked:
+                control.raise_if_stopping()
+                self._masks[picture.index] = latent_mask(picture.path, picture.mask, picture.plain())
+        self.encoder.release()
+
+    def __call__(self, occurrences: Sequence[Occurrence]) -> tuple[Tensor, Tensor | None]:
+        """Latents (batch, 4, h/8, w/8), and masks (batch, 1, h/8, w/8) in 0…1, None where no picture has one."""
+        shown = [(each, self._pictures[each.picture].view(each, self._seed)) for each in occurrences]
+        kept = [self._kept.get((each.picture, view.flipped)) for each, view in shown]
+        anew = self._encoded_anew([pair for pair, latent in zip(shown, kept, strict=True) if latent is None])
+        latents = torch.stack([next(anew) if latent is None else latent for latent in kept])
+        if not any(self._pictures[each.picture].is_masked for each in occurrences):
+            return latents, None
+        return latents, torch.stack([self._mask(each.picture, view) for each, view in shown])
+
+    def _read(self, picture: Picture, files: LatentFiles) -> bool:
+        """Take a picture's latents from files; False where one of them is not there."""
+        posteriors = [files.read(picture, flipped) for flipped in picture.sides]
+        for flipped, posterior in zip(picture.sides, posteriors, strict=True):
+            if posterior is not None:
+                self._keep(picture, flipped, posterior)
+        return None not in posteriors
+
+    def _encode(
+        self, pictures: Sequence[Picture], files: LatentFiles | None, total: int, events: Events, control: Control
+    ) -> None:
+        done = total - len(pictures)
+        if done:
+            events.phase("caching latents", done, total)
+        for group, images in _loaded_groups(pictures, self._settings.vae_batch_size):
+            control.raise_if_stopping()
+            for flipped in (False, True):
+                places = [place for place, picture in enumerate(group) if flipped in picture.sides]
+                if not places:
+                    continue
+                chosen = images[places]  # (batch, 3, h, w)
+                posterior = self.encoder(chosen.flip(3) if flipped else chosen)
+                for place, picture_place in enumerate(places):
+                    picture, own = group[picture_place], posterior.of(place)
+                    self._keep(picture, flipped, own)
+                    if files is not None:
+                        files.write(picture, flipped, own)
+            done += len(group)
+            events.phase("caching latents", done, total)
+
+    def _keep(self, picture: Picture, flipped: bool, posterior: Posterior) -> None:
+        latent = posterior.draw([self._generator(picture, flipped)])[0]
+        _check_finite(picture.path, latent)
+        self._kept[picture.index, flipped] = latent
+
+    def _encoded_anew(self, shown: Sequence[tuple[Occurrence, View]]) -> Iterator[Tensor]:
+        """Latents (4, h/8, w/8) of each, `vae_batch_size` at a time."""
+        for start in range(0, len(shown), self._settings.vae_batch_size):
+            group = shown[start : start + self._settings.vae_batch_size]
+            pictures = [self._pictures[occurrence.picture] for occurrence, _ in group]
+            images = torch.stack([load_image(each.path, view) for each, (_, view) in zip(pictures, group, strict=True)])
+            generators = [
+                self._generator(picture, view.flipped, occurrence if picture.is_random else None)
+                for picture, (occurrence, view) in zip(pictures, group, strict=True)
+            ]
+            for picture, latent in zip(pictures, self.encoder(images).draw(generators), strict=True):
+                _check_finite(picture.path, latent)
+                yield latent
+
+    def _generator(self, picture: Picture, flipped: bool, occurrence: Occurrence | None = None) -> torch.Generator:
+        """Of the draw from a picture's posterior."""
+        numbers = [self._seed, picture.index]
+        if occurrence is not None:
+            numbers += [_ANEW, occurrence.epoch, occurrence.repeat]
+        elif flipped:
+            numbers += [_FLIPPED]
+        return torch.Generator().manual_seed(derived_seed(*numbers))
+
+    def _mask(self, index: int, view: View) -> Tensor:
+        """What is learned of a picture this time: (1, h/8, w/8)."""
+        picture, kept = self._pictures[index], self._masks.get(index)
+        if kept is not None:
+            return kept.flip(2) if view.flipped else kept
+        if picture.is_masked:
+            return latent_mask(picture.path, picture.mask, view)
+        return torch.ones(1, view.size[1] // PIXELS_PER_LATENT, view.size[0] // PIXELS_PER_LATENT)
+
+
+def _not_kept(count: int, total: int, keeps: bool) -> str:
+    why = "they differ each time (color_aug, random_crop or face_crop_aug_range)" if keeps else "cache_latents is off"
+    return (
+        f"The latents of {count} of {total} pictures are not kept, because {why}: the VAE encodes them anew each time, "
+        "which makes every step longer."
+    )
 
 
 def _groups(pictures: Sequence[Picture], batch_size: int) -> list[list[Picture]]:
@@ -71,13 +171,12 @@ def _loaded_groups(pictures: Sequence[Picture], batch_size: int) -> Iterator[tup
 
 
 def _load_group(group: Sequence[Picture]) -> Tensor:
-    return torch.stack([load_image(each.path, each.bucket.resized, each.bucket.size) for each in group])
+    return torch.stack([load_image(each.path, each.plain()) for each in group])
 
 
-def _check_finite(path: Path, latent: Tensor, checkpoint: Checkpoint) -> None:
+def _check_finite(path: Path, latent: Tensor) -> None:
     if not bool(torch.isfinite(latent).all()):
-        dtype = str(next(checkpoint.vae.parameters()).dtype).removeprefix("torch.")
         raise UserError(
-            f"{path}: the VAE, which computes in {dtype}, returns values that are not numbers for this picture: "
-            "let the VAE compute in fp32 or bf16, or use another VAE"
+            f"{path}: the VAE returns values that are not numbers for this picture, though it computes in fp32: "
+            "choose another VAE (setting vae), or another checkpoint"
         )

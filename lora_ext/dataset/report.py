@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import Size, choose_bucket
+from lora_ext.dataset.buckets import Bucket, Size, choose_bucket
 from lora_ext.dataset.captions import split_tags
-from lora_ext.dataset.folders import DatasetScan
+from lora_ext.dataset.folders import DatasetScan, Member
+from lora_ext.dataset.options import Sizing
 from lora_ext.dataset.warnings import Inspected, dataset_warnings
 
 
@@ -23,14 +24,16 @@ class FolderReport:
     repeats: int
     pictures: int
     concept: str
+    is_reg: bool = False
 
 
 @dataclass(frozen=True)
 class DatasetReport:
     """What a dataset comes to.
 
-    `repeats` counts the pictures of an epoch, repeats included; `buckets` those of each (width, height).
-    `mean_ar_error` is the mean of |bucket's aspect ratio − picture's|, as sd-scripts reports it.
+    `pictures` are those in use; `repeats` counts the pictures of an epoch, repeats included, `buckets` those of each
+    (width, height), `reg_repeats` the regularisation pictures among them. Each bucket's last batch may be a partial
+    one. `mean_ar_error` is the mean of |bucket's aspect ratio − picture's|, as sd-scripts reports it.
     `tag_frequency` counts pictures by folder name and lower-case tag.
     """
 
@@ -38,16 +41,14 @@ class DatasetReport:
     captions: int
     missing: int
     repeats: int
+    batches_per_epoch: int
     buckets: dict[Size, int]
     mean_ar_error: float
     folders: list[FolderReport]
     problems: list[str]
     warnings: list[str]
     tag_frequency: dict[str, dict[str, int]]
-
-    def batches_per_epoch(self, batch_size: int) -> int:
-        """Batches of one epoch: each bucket's last batch may be a partial one."""
-        return count_batches(self.buckets, batch_size)
+    reg_repeats: int = 0
 
     def summary(self) -> list[str]:
         """Short lines for people; problems and warnings are not among them."""
@@ -78,26 +79,36 @@ def make_report(
     scan: DatasetScan, config: TrainConfig, token_counter: Callable[[str], int] | None = None
 ) -> DatasetReport:
     """The report of a scanned dataset; `token_counter` counts a caption's tokens without begin and end marks."""
-    entries = scan.images
-    buckets = [choose_bucket(entry.width, entry.height, config.dataset) for entry in entries]
-    repeats = [subset.repeats for subset in scan.subsets for _ in subset.images]
-    counts: Counter[Size] = Counter()
-    for bucket, times in zip(buckets, repeats, strict=True):
-        counts[bucket.size] += times
-    errors = [abs(b.size[0] / b.size[1] - e.width / e.height) for b, e in zip(buckets, entries, strict=True)]
-    captions = sum(entry.caption_file is not None for entry in entries)
+    members = [member for member in scan.members if member.repeats]
+    buckets = [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing) for each in members]
+    errors = [
+        abs(b.size[0] / b.size[1] - m.entry.width / m.entry.height) for b, m in zip(buckets, members, strict=True)
+    ]
+    captions = sum(member.entry.caption_file is not None for member in members)
+    counts = _bucket_counts(members, buckets)
     return DatasetReport(
-        pictures=len(entries),
+        pictures=len(members),
         captions=captions,
-        missing=len(entries) - captions,
-        repeats=sum(repeats),
-        buckets=dict(sorted(counts.items())),
+        missing=len(members) - captions,
+        repeats=sum(member.repeats for member in members),
+        batches_per_epoch=sum(count_batches(each, sizing.batch_size) for sizing, each in counts.values()),
+        buckets=dict(sorted(sum((each for _, each in counts.values()), Counter()).items())),
         mean_ar_error=sum(errors) / len(errors) if errors else 0.0,
-        folders=[FolderReport(s.folder.name, s.repeats, len(s.images), s.concept) for s in scan.subsets],
+        folders=[FolderReport(s.folder.name, s.repeats, len(s.images), s.concept, s.is_reg) for s in scan.subsets],
         problems=list(scan.problems),
-        warnings=dataset_warnings(Inspected(scan, config, entries, buckets, token_counter)),
+        warnings=dataset_warnings(Inspected(scan, config, members, buckets, token_counter)),
         tag_frequency=_tag_frequency(scan),
+        reg_repeats=sum(member.repeats for member in members if member.subset.is_reg),
     )
+
+
+def _bucket_counts(members: Sequence[Member], buckets: Sequence[Bucket]) -> dict[int, tuple[Sizing, Counter[Size]]]:
+    """Each dataset's sizing, and how often its buckets come up."""
+    counts: dict[int, tuple[Sizing, Counter[Size]]] = {}
+    for member, bucket in zip(members, buckets, strict=True):
+        terms = member.subset.terms
+        counts.setdefault(terms.dataset, (terms.sizing, Counter()))[1][bucket.size] += member.repeats
+    return counts
 
 
 def _tag_frequency(scan: DatasetScan) -> dict[str, dict[str, int]]:

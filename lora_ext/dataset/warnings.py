@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import Bucket, bucket_limits, training_size
 from lora_ext.dataset.captions import split_tags
-from lora_ext.dataset.folders import DatasetScan, ImageEntry, some_of
+from lora_ext.dataset.folders import DatasetScan, ImageEntry, Member, some_of
 
 _UNDERSCORE_IN_WORD = re.compile(r"[A-Za-z0-9]_[A-Za-z0-9]")
 _ESCAPED_BRACKET = re.compile(r"\\[()\[\]]")
@@ -21,13 +21,18 @@ _CONCEPT_IMBALANCE = 3.0
 
 @dataclass(frozen=True)
 class Inspected:
-    """What warnings are drawn from; `buckets` holds one bucket for each of `entries`."""
+    """What warnings are drawn from: the pictures in use, and one bucket for each of them."""
 
     scan: DatasetScan
     config: TrainConfig
-    entries: Sequence[ImageEntry]
+    members: Sequence[Member]
     buckets: Sequence[Bucket]
     token_counter: Callable[[str], int] | None
+
+    @property
+    def entries(self) -> list[ImageEntry]:
+        """The pictures in use."""
+        return [member.entry for member in self.members]
 
 
 def dataset_warnings(inspected: Inspected) -> list[str]:
@@ -119,13 +124,20 @@ def _pictures(inspected: Inspected) -> Iterator[str]:
 
 
 def _sizes(inspected: Inspected) -> Iterator[str]:
-    settings = inspected.config.dataset
-    total = len(inspected.entries)
-    width, height = training_size(settings)
-    pairs = list(zip(inspected.entries, inspected.buckets, strict=True))
-    enlarged = [entry for entry, bucket in pairs if bucket.resized[0] > entry.width or bucket.resized[1] > entry.height]
-    small = [entry for entry in inspected.entries if entry.width * entry.height < width * height]
-    if settings.enable_bucket and settings.bucket_no_upscale:
+    pairs = list(zip(inspected.members, inspected.buckets, strict=True))
+    for number in sorted({member.subset.terms.dataset for member in inspected.members}):
+        yield from _sizes_of_dataset([pair for pair in pairs if pair[0].subset.terms.dataset == number])
+
+
+def _sizes_of_dataset(pairs: Sequence[tuple[Member, Bucket]]) -> Iterator[str]:
+    """Warnings about pictures that share one sizing, with their buckets."""
+    sizing = pairs[0][0].subset.sizing
+    total = len(pairs)
+    width, height = training_size(sizing)
+    sized = [(member.entry, bucket) for member, bucket in pairs]
+    enlarged = [entry for entry, bucket in sized if bucket.resized[0] > entry.width or bucket.resized[1] > entry.height]
+    small = [entry for entry, _ in sized if entry.width * entry.height < width * height]
+    if sizing.enable_bucket and sizing.bucket_no_upscale:
         if small:
             yield (
                 f"{_of(small, total)} smaller than the resolution {width}×{height}: trained at their own size; "
@@ -136,16 +148,16 @@ def _sizes(inspected: Inspected) -> Iterator[str]:
             f"{_of(enlarged, total)} too small for the resolution {width}×{height}: they are enlarged, and the blur is "
             "learned; lower the resolution, use larger pictures, or switch bucket_no_upscale on"
         )
-    cropped = [entry for entry, bucket in pairs if bucket.cropped_share > _CROPPED_SHARE]
+    cropped = [entry for entry, bucket in sized if bucket.cropped_share > _CROPPED_SHARE]
     if cropped:
         remedy = "crop them yourself, or lower min_bucket_reso or bucket_reso_steps"
-        remedy = remedy if settings.enable_bucket else "switch enable_bucket on"
+        remedy = remedy if sizing.enable_bucket else "switch enable_bucket on"
         yield f"{_of(cropped, total)} lose more than a quarter of their area to the crop: {remedy}"
-    if settings.enable_bucket and not settings.bucket_no_upscale and bucket_limits(settings)[0] ** 2 > width * height:
+    if sizing.enable_bucket and not sizing.bucket_no_upscale and bucket_limits(sizing)[0] ** 2 > width * height:
         half = max(8, min(width, height) // 16 * 8)
-        step = f" and bucket_reso_steps to {max(8, half // 32 * 8)}" if settings.bucket_reso_steps > half else ""
+        step = f" and bucket_reso_steps to {max(8, half // 32 * 8)}" if sizing.bucket_reso_steps > half else ""
         yield (
-            f"min_bucket_reso = {settings.min_bucket_reso} is above the resolution {width}×{height}: every picture is "
+            f"min_bucket_reso = {sizing.min_bucket_reso} is above the resolution {width}×{height}: every picture is "
             f"cropped to one square; set min_bucket_reso to {half}{step}"
         )
 

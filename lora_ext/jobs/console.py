@@ -9,7 +9,15 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_ext.jobs.records import json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, Sample, SavedNetwork, StepReport
+from lora_ext.protocols import (
+    EpochReport,
+    Events,
+    MessageLevel,
+    Sample,
+    SavedNetwork,
+    StepReport,
+    ValidationReport,
+)
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -52,6 +60,11 @@ class TqdmEvents(Events):
             self._bar.update(1)
         if report.step >= report.total_steps:
             self.close()
+
+    def validated(self, report: ValidationReport) -> None:
+        """Say what the held-out pictures came to."""
+        best = "the best so far" if report.is_best else f"best is epoch {report.best_epoch}: {report.best_loss:.4f}"
+        self._write(f"validation after step {report.step}: {report.loss:.4f} ({best})")
 
     def saved(self, saved: SavedNetwork) -> None:
         """Say which file was written; the last one ends the bar."""
@@ -107,6 +120,10 @@ class JsonLinesEvents(Events):
     def epoch(self, report: EpochReport) -> None:
         """Write the epoch."""
         self.write("epoch", **dataclasses.asdict(report))
+
+    def validated(self, report: ValidationReport) -> None:
+        """Write the measurement."""
+        self.write("validated", **dataclasses.asdict(report))
 
     def saved(self, saved: SavedNetwork) -> None:
         """Write the file's path."""

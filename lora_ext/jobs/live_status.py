@@ -10,12 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_ext.jobs.memory import memory_in_use
 from lora_ext.jobs.records import RunRecord, json_value
-from lora_ext.protocols import EpochReport, Events, MessageLevel, PauseReport, Sample, SavedNetwork, StepReport
+from lora_ext.jobs.steps_file import BANDS, RunningMean
+from lora_ext.protocols import (
+    EpochReport,
+    Events,
+    MessageLevel,
+    PauseReport,
+    Sample,
+    SavedNetwork,
+    StepReport,
+    ValidationReport,
+)
 
 _MESSAGES = 200
 _LOSSES = 500
 _ETA_WINDOW = 30
+_BANDS_SMOOTHED = 50
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,8 @@ class RunStatus:
 
     `phase` is what is being done ("caching latents", "training", …) with `phase_done` of `phase_total`; `progress`
     runs from 0 to 1 over the steps; `losses` are the last (step, loss) pairs; `samples` counts the sample pictures;
+    `validations` the measurements of held-out pictures; `memory_gb` is what the run takes, `bands` are its smoothed
+    losses by timesteps.
     `queued` are the runs that wait. While the run is paused, `live_network` is the name of what is trained so far in
     prompts, and `missing_checkpoint` names what has to be loaded where the run could not go on for want of it.
     """
@@ -40,6 +54,9 @@ class RunStatus:
     messages: tuple[dict[str, str], ...] = ()
     saved: tuple[dict[str, Any], ...] = ()
     samples: int = 0
+    validations: int = 0
+    memory_gb: float | None = None
+    bands: dict[str, float] = dataclasses.field(default_factory=dict)
     queued: tuple[RunRecord, ...] = ()
     live_network: str = ""
     missing_checkpoint: str = ""
@@ -68,6 +85,9 @@ class LiveStatus(Events):
         self._saved: list[dict[str, Any]] = []
         self._pause: PauseReport | None = None
         self._samples = 0
+        self._validations: list[ValidationReport] = []
+        self._bands = {band: RunningMean(_BANDS_SMOOTHED) for band in BANDS}
+        self._band_losses: dict[str, float] = {}
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show another phase, or how far it has come."""
@@ -87,6 +107,13 @@ class LiveStatus(Events):
             self._phase = ("training", report.step, report.total_steps)
             self._losses.append((report.step, report.loss))
             self._times.append((report.step, time.monotonic()))
+            for band, loss in report.bands.items():
+                self._band_losses[band] = self._bands[band].add(loss)
+
+    def validated(self, report: ValidationReport) -> None:
+        """Take in a measurement."""
+        with self._lock:
+            self._validations.append(report)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Take in a file."""
@@ -149,6 +176,9 @@ class LiveStatus(Events):
                 messages=tuple(self._messages),
                 saved=tuple(entry for entry in self._saved if entry["path"] in record.files),
                 samples=self._samples,
+                validations=len(self._validations),
+                memory_gb=memory_in_use() if moving else None,
+                bands={band: self._band_losses[band] for band in BANDS if band in self._band_losses},
                 queued=tuple(queued),
                 live_network=pause.live_name if pause else "",
                 missing_checkpoint=pause.missing_checkpoint if pause else "",
@@ -187,6 +217,11 @@ class FanOut(Events):
         """Hand on."""
         for sink in self.sinks:
             sink.epoch(report)
+
+    def validated(self, report: ValidationReport) -> None:
+        """Hand on."""
+        for sink in self.sinks:
+            sink.validated(report)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Hand on."""

@@ -12,8 +12,10 @@ from typing import Any
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
+from lora_ext.jobs.memory import memory_in_use
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun
+from lora_ext.jobs.tensorboard_log import TensorBoardEvents, log_folder
 from lora_ext.protocols import (
     Borrow,
     Control,
@@ -25,9 +27,11 @@ from lora_ext.protocols import (
     SavedNetwork,
     StepReport,
     UserError,
+    ValidationReport,
 )
 from lora_ext.training.pausing import PausePlace
-from lora_ext.training.trainer import Trainer, TrainingResult
+from lora_ext.training.run import TrainingResult
+from lora_ext.training.trainer import Trainer
 
 _SECONDS_BETWEEN_WRITES = 2.0
 
@@ -58,7 +62,7 @@ class RecordingEvents(Events):
 
     def step(self, report: StepReport) -> None:
         """Append the step; enter it in the record where the last entry is some seconds old."""
-        self._try(lambda: self.run.steps.append(report))
+        self._try(lambda: self.run.steps.append(report, memory_in_use()))
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
             self._written = time.monotonic()
@@ -66,6 +70,11 @@ class RecordingEvents(Events):
     def epoch(self, report: EpochReport) -> None:
         """Enter the epoch."""
         self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
+
+    def validated(self, report: ValidationReport) -> None:
+        """Append the measurement; enter which epoch is the best one so far."""
+        self._try(lambda: self.run.validations.append(report))
+        self.enter(best_epoch=report.best_epoch, best_loss=report.best_loss)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Enter the file, and leave out those that are no longer there."""
@@ -115,7 +124,8 @@ def train_recorded(
     visible = FanOut(sinks)
     notices = HostNotices(host, visible, writes_cards(config, host))
     recording = RecordingEvents(run, visible)
-    events = FanOut([notices, *sinks, recording])  # what the record says is true already
+    logs = [TensorBoardEvents(log_folder(config, run.folder), visible)] if config.saving.log_with != "csv" else []
+    events = FanOut([notices, *sinks, *logs, recording])  # what the record says is true already
     try:
         visible.phase("waiting for the checkpoint", 0, 0)
         recording.enter(state="running", started=time.time(), note="")
@@ -136,6 +146,8 @@ def train_recorded(
         recording.enter(state="failed", error=text, note=_note_of_failure(run), finished=time.time())
         run.write_error(traceback.format_exc())
     finally:
+        for log in logs:
+            log.close()
         recording.close()
     return run.record
 

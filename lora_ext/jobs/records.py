@@ -18,7 +18,8 @@ class RunRecord:
     """One run. Times are seconds since 1970, UTC; `files` are the paths of network files, the last one last.
 
     `dataset`, `plan` and `warnings` are lines for a person; `note` says why a run waits or ended; `error` what
-    went wrong. `trial_prompt` is a prompt that shows what was trained.
+    went wrong. `trial_prompt` is a prompt that shows what was trained. `best_epoch` is the one with the lowest
+    loss on held-out pictures, `best_loss`.
     """
 
     id: str
@@ -41,6 +42,8 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     checkpoint: str = ""
     trial_prompt: str = ""
+    best_epoch: int | None = None
+    best_loss: float | None = None
 
     @property
     def active(self) -> bool:
@@ -77,7 +80,7 @@ def _check_values(record: RunRecord) -> None:
         **dict.fromkeys(("id", "name", "output_dir", "note", "checkpoint"), str),
         **dict.fromkeys(("steps", "total_steps", "epochs", "total_epochs"), int),
         **dict.fromkeys(("files", "dataset", "plan", "warnings"), tuple),
-        **dict.fromkeys(("started", "finished", "loss"), (int, float, type(None))),
+        **dict.fromkeys(("started", "finished", "loss", "best_epoch", "best_loss"), (int, float, type(None))),
         "created": (int, float),
     }
     for name, wanted in types.items():

@@ -1,8 +1,8 @@
 """The runs on disk: one folder a run, readable by any process, honest about runs whose process is gone.
 
-A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `steps.csv`, `samples` with pictures,
-and `lock`, which the process of the run holds for as long as it lives. `paused.safetensors` is there from a run's first
-pause to its end.
+A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `dataset.json` (the report of the
+pictures), `steps.csv`, `validation.csv`, `samples` with pictures, and `lock`, which the process of the run holds for as
+long as it lives. `paused.safetensors` is there from a run's first pause to its end. States lie beside the networks.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.locking import ProcessLock, is_locked
-from lora_ext.jobs.records import RunRecord, record_from_json
+from lora_ext.jobs.records import RunRecord, json_value, record_from_json
 from lora_ext.jobs.samples_file import SamplesFolder, SavedSample, read_samples
 from lora_ext.jobs.steps_file import LoggedStep, StepsFile, read_steps
+from lora_ext.jobs.validation_file import LoggedValidation, ValidationFile, read_validations
 from lora_ext.protocols import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _RECORD, _CONFIG, _STEPS, _LOCK = "run.json", "config.toml", "steps.csv", "lock"
+_DATASET, _VALIDATION = "dataset.json", "validation.csv"
 _PAUSED = "paused.safetensors"
 _SAMPLES = "samples"
 _ID = re.compile(r"\d{8}-\d{6}(-[A-Za-z0-9_-]*)?")
@@ -42,6 +44,7 @@ class OpenRun:
         self.folder = folder
         self.record = record
         self.steps = StepsFile(folder / _STEPS)
+        self.validations = ValidationFile(folder / _VALIDATION)
         self.samples = SamplesFolder(folder / _SAMPLES)
         self._lock = lock
 
@@ -67,6 +70,7 @@ class OpenRun:
         """
         try:
             self.steps.close()
+            self.validations.close()
         finally:
             self._lock.release()
 
@@ -99,7 +103,7 @@ class RunRegistry:
 
     def create_prepared(self, prepared: PreparedRun, **fields: Any) -> OpenRun:
         """Enter a run that has passed its checks, with what was found and planned."""
-        return self.create(
+        run = self.create(
             prepared.config,
             prepared.output_dir,
             total_steps=prepared.plan.total_steps,
@@ -110,6 +114,9 @@ class RunRegistry:
             trial_prompt=prepared.trial_prompt,
             **fields,
         )
+        report = json.dumps(json_value(prepared.report.to_dict()), ensure_ascii=False, indent=1)
+        (run.folder / _DATASET).write_text(report, encoding="utf-8")
+        return run
 
     def records(self) -> list[RunRecord]:
         """All runs, the newest first; folders that are no runs are left out (see `notes`)."""
@@ -135,6 +142,10 @@ class RunRegistry:
     def steps(self, run_id: str) -> list[LoggedStep]:
         """Every step of a run, as far as they were written."""
         return read_steps(self.folder / self.record(run_id).id / _STEPS)
+
+    def validations(self, run_id: str) -> list[LoggedValidation]:
+        """Every measurement of a run's held-out pictures."""
+        return read_validations(self.folder / self.record(run_id).id / _VALIDATION)
 
     def samples(self, run_id: str) -> list[SavedSample]:
         """The sample pictures of a run, in the order in which they were drawn."""

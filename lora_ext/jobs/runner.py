@@ -12,6 +12,7 @@ from lora_ext.jobs.live_status import LiveStatus, RunStatus
 from lora_ext.jobs.recording import output_folder, train_recorded
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun, RunRegistry
+from lora_ext.jobs.tensorboard_log import check_logs
 from lora_ext.protocols import Control, Host, UserError
 from lora_ext.training.checks import prepare_run
 from lora_ext.training.samples import check_samplers
@@ -51,6 +52,7 @@ class JobRunner:
         Raises UserError or ConfigError where something is wrong; then no run is entered.
         """
         prepared = prepare_run(config, output_folder(config, self.host))
+        check_logs(config)
         check_samplers(config, prepared.sample_prompts, self.host.samplers())
         with self._lock:
             ahead = [job for job in (self._current, *self._waiting) if job is not None]

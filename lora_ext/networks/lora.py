@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from lora_ext.networks.dropout import NO_DROPOUT, Dropout, rank_mask
 from lora_ext.networks.targets import Target
 
 
@@ -17,16 +18,18 @@ class LoraAdapter(nn.Module):
     """Adds up(down(x))·alpha/rank to the output of one linear layer or convolution.
 
     The adapted module is no child of the adapter: `parameters()` holds lora_down and lora_up only. Both are fp32 on
-    the module's device, and compute in the dtype of what they are given.
+    the module's device (`cast` changes that), and compute in the dtype of what they are given. `dropout` acts in train
+    mode alone.
     """
 
     alpha: Tensor
 
-    def __init__(self, target: Target, generator: torch.Generator) -> None:
+    def __init__(self, target: Target, generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> None:
         """Draw lora_down as sd-scripts does, from the CPU `generator`; lora_up is zero, so nothing changes at first."""
         super().__init__()
         self.target = target
         self.rank = target.rank
+        self.dropout = dropout
         self.lora_down, self.lora_up = _factors(target.module, target.rank)
         with torch.no_grad():
             bound = 1.0 / math.sqrt(self.lora_down.weight[0].numel())  # kaiming_uniform with a = √5 over the fan-in
@@ -78,16 +81,50 @@ class LoraAdapter(nn.Module):
         if self._module_forward is None:
             raise RuntimeError(f"{self.target.key}: the adapter is not attached")
         output: Tensor = self._module_forward(x)
-        return output + self.low_rank(x)
+        if self.training and self.dropout.active:
+            return self._with_dropout(output, x)
+        return self._added(output, self._hidden(x), self.scale)
 
     def low_rank(self, x: Tensor) -> Tensor:
-        """up(down(x))·scale; the scale goes onto the rank's few channels, where it is cheapest."""
-        down, up = self.lora_down.weight.to(x.dtype), self.lora_up.weight.to(x.dtype)
-        if isinstance(self.lora_down, nn.Conv2d):
-            layer = self.lora_down
-            hidden = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)  # (batch, rank, h, w)
-            return F.conv2d(hidden * self.scale, up)
-        return F.linear(F.linear(x, down) * self.scale, up)  # (batch, …, in) -> (batch, …, rank) -> (batch, …, out)
+        """up(down(x))·scale, without dropout."""
+        hidden = self._hidden(x) * self.scale
+        up = self.lora_up.weight.to(hidden.dtype)
+        return F.conv2d(hidden, up) if isinstance(self.lora_up, nn.Conv2d) else F.linear(hidden, up)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """down(x): (batch, …, rank) or (batch, rank, h, w)."""
+        layer, weight = self.lora_down, self.lora_down.weight.to(x.dtype)
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+        return F.linear(x, weight)
+
+    def _added(self, output: Tensor, hidden: Tensor, scale: float) -> Tensor:
+        """output + up(hidden)·scale, in one product of matrices where it is one."""
+        up = self.lora_up.weight.to(hidden.dtype)
+        if isinstance(self.lora_up, nn.Conv2d):
+            return output + F.conv2d(hidden * scale, up)
+        if output.dtype != hidden.dtype:  # a host's forward may compute in another one than its input's
+            return output + F.linear(hidden * scale, up)
+        flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=scale)
+        return flat.view(output.shape)
+
+    def _with_dropout(self, output: Tensor, x: Tensor) -> Tensor:
+        """The same in train mode, as sd-scripts leaves out values, ranks and whole modules."""
+        dropout = self.dropout
+        if dropout.module and float(torch.rand(1)) < dropout.module:
+            return output
+        hidden, scale = self._hidden(x), self.scale
+        if dropout.values:
+            hidden = F.dropout(hidden, dropout.values)
+        if dropout.rank:
+            hidden = hidden * rank_mask(hidden, dropout.rank, isinstance(self.lora_down, nn.Conv2d))
+            scale /= 1.0 - dropout.rank
+        return self._added(output, hidden, scale)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Keep both factors in this dtype from now on."""
+        self.lora_down.to(dtype)
+        self.lora_up.to(dtype)
 
     @torch.no_grad()
     def load(self, down: Tensor, up: Tensor, alpha: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionT
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.train_config import TrainConfig
 
-_OPTIMIZERS = {"AdamW": "torch.optim.adamw.AdamW"}
 _SGM = "https://github.com/Stability-AI/generative-models"
 
 
@@ -39,9 +38,10 @@ class CheckpointFacts:
 class RunFacts:
     """What a run knows at the time of a save and its configuration does not.
 
-    Times are Unix seconds. `output_name` is the stem of the file that is written. Pictures are counted with their
-    repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs` {folder: {"n_repeats": n, "img_count": n}},
-    `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}}, "mean_img_ar_error": x} or None.
+    Times are Unix seconds. `optimizer` is module.Class(name=value,…), `output_name` the stem of the file that is
+    written. Pictures are counted with their repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs`
+    {folder: {"n_repeats": n, "img_count": n}}, `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}},
+    "mean_img_ar_error": x} or None.
     """
 
     output_name: str
@@ -55,6 +55,7 @@ class RunFacts:
     max_train_steps: int
     epoch: int
     steps: int
+    optimizer: str = ""
     dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
@@ -102,7 +103,7 @@ def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """
     values = {
         **_run_values(facts),
-        **_learning_values(config),
+        **_learning_values(config, facts),
         **_loss_values(config),
         **_dataset_values(config, facts),
         **_checkpoint_values(facts),
@@ -128,7 +129,7 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _learning_values(config: TrainConfig) -> dict[str, Any]:
+def _learning_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
     learning, network, memory = config.learning, config.network, config.memory
     return {
         "learning_rate": learning.learning_rate,
@@ -138,21 +139,41 @@ def _learning_values(config: TrainConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": learning.gradient_accumulation_steps,
         "lr_warmup_steps": learning.lr_warmup_steps,
         "lr_scheduler": learning.lr_scheduler,
-        "optimizer": f"{_OPTIMIZERS[learning.optimizer_type]}(weight_decay={learning.weight_decay})",
+        "optimizer": facts.optimizer or learning.optimizer_type,
         "max_grad_norm": learning.max_grad_norm,
         "seed": learning.seed,
         "network_module": "networks.lora",
         "network_dim": network.network_dim,
         "network_alpha": network.network_alpha,
-        "network_dropout": None,
-        "network_args": json.dumps({}),
-        "scale_weight_norms": None,
+        "network_dropout": network.network_dropout or None,
+        "network_args": json.dumps(_network_args(config)),
+        "scale_weight_norms": network.scale_weight_norms,
         "mixed_precision": memory.mixed_precision,
         "full_fp16": False,
         "lowram": False,
         "cache_latents": True,
         "training_comment": config.saving.training_comment or None,
     }
+
+
+def _network_args(config: TrainConfig) -> dict[str, str]:
+    """What sd-scripts takes as `network_args`, as text; only what is set."""
+    names = (
+        "conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
+        "rank_dropout", "module_dropout", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
+        "loraplus_text_encoder_lr_ratio",
+    )  # fmt: skip
+    values = {**asdict(config.network), **asdict(config.learning)}
+    rates = config.learning.block_lr.replace(" ", "").split(",")
+    first, middle = (1, 3) if len(rates) == 23 else (0, 1)  # SDXL's numbers begin and end with what has no adapters
+    half = (len(rates) - 2 * first - middle) // 2
+    parts = {
+        "down_lr_weight": rates[first : first + half],
+        "mid_lr_weight": rates[first + half : first + half + middle],
+        "up_lr_weight": rates[first + half + middle : first + 2 * half + middle],
+    }
+    by_block = {name: ",".join(part) for name, part in parts.items()} if len(rates) > 1 else {}
+    return {name: str(values[name]) for name in names if values[name]} | by_block
 
 
 def _loss_values(config: TrainConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lora_ext.networks.dropout import NO_DROPOUT, Dropout
 from lora_ext.networks.lora import LoraAdapter
 from lora_ext.networks.targets import Target
 from lora_ext.protocols import UserError
@@ -18,11 +19,11 @@ _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 class Network(nn.Module):
     """One adapter a target, by the target's key; `adapters` keeps the order of the targets."""
 
-    def __init__(self, targets: Sequence[Target], generator: torch.Generator) -> None:
+    def __init__(self, targets: Sequence[Target], generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> None:
         """Draw every adapter's start from the CPU `generator`, in the order of `targets`."""
         super().__init__()
         self.adapters: Mapping[str, LoraAdapter] = nn.ModuleDict(  # type: ignore[assignment]
-            {target.key: LoraAdapter(target, generator) for target in targets}
+            {target.key: LoraAdapter(target, generator, dropout) for target in targets}
         )
 
     def attach(self) -> None:
@@ -65,6 +66,11 @@ class Network(nn.Module):
             if found:
                 groups[group] = found
         return groups
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Keep the factors of all adapters in this dtype from now on; their alphas stay exact."""
+        for adapter in self.adapters.values():
+            adapter.cast(dtype)
 
     def state_dict_for_file(self) -> dict[str, Tensor]:
         """Copies of all tensors by their names in a file, fp32 on the CPU."""

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.config.sample_prompts import SamplePrompt
+from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
+from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.folders import DatasetScan, scan_dataset
+from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
-from lora_ext.training.optimizers import learning_rates
+from lora_ext.training.learning import check_learning
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
+from lora_ext.training.rates import learning_rates
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -40,7 +43,8 @@ class PreparedRun:
     @property
     def trial_prompt(self) -> str:
         """A prompt that shows what is trained: the first of the samples', or else the first caption."""
-        return self.sample_prompts[0].prompt if self.sample_prompts else self.scan.images[0].caption.strip()
+        caption = self.scan.images[0].caption.strip()
+        return self.sample_prompts[0].prompt.replace(FILEWORDS, caption) if self.sample_prompts else caption
 
 
 def prepare_run(
@@ -53,7 +57,7 @@ def prepare_run(
     rates = learning_rates(config)
     prompts = read_sample_prompts(config)
     check_output(config, output_dir)
-    scan = scan_dataset(config.dataset)
+    scan = scan_dataset(config)
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
     plan = make_plan(config, report, output_dir)
@@ -104,3 +108,5 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
     check_precision(config, checkpoint.device)
+    PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
+    check_learning(config, checkpoint.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from lora_ext.config.advice import advice
 from lora_ext.config.groups import SavingSettings
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.report import DatasetReport
+from lora_ext.dataset.step_count import count_steps
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,18 @@ class TrainingPlan:
 
 def make_plan(config: TrainConfig, report: DatasetReport, output_dir: Path) -> TrainingPlan:
     """Steps, epochs and files of a run. `max_train_epochs` wins over `max_train_steps`."""
-    learning, saving = config.learning, config.saving
-    batches = report.batches_per_epoch(learning.train_batch_size)
-    updates = math.ceil(batches / learning.gradient_accumulation_steps)
-    if learning.max_train_epochs is not None:
-        epochs, steps = learning.max_train_epochs, learning.max_train_epochs * updates
-    else:
-        epochs, steps = math.ceil(learning.max_train_steps / updates), learning.max_train_steps
-    files = [output_dir / name for name in kept_files(saving, epochs)]
+    saving = config.saving
+    counts = count_steps(config.learning, report.batches_per_epoch)
+    files = [output_dir / name for name in kept_files(saving, counts.total_epochs)]
     return TrainingPlan(
         images=report.pictures,
         repeats_total=report.repeats,
-        batches_per_epoch=batches,
-        updates_per_epoch=updates,
-        total_steps=steps,
-        total_epochs=epochs,
+        batches_per_epoch=report.batches_per_epoch,
+        updates_per_epoch=counts.updates_per_epoch,
+        total_steps=counts.total_steps,
+        total_epochs=counts.total_epochs,
         files=files,
-        warnings=_warnings(config, updates, files, output_dir),
+        warnings=_warnings(config, counts.updates_per_epoch, files, output_dir),
     )
 
 

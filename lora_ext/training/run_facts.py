@@ -9,6 +9,7 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
+from lora_ext.training.optimizers import optimizer_title
 
 
 class MetadataOfRun:
@@ -22,6 +23,7 @@ class MetadataOfRun:
         self._prepared = prepared
         self._checkpoint = checkpoint_facts(checkpoint)
         self._session_id = 10**9 + secrets.randbelow(2**32 - 10**9)
+        self._optimizer = optimizer_title(prepared.config.learning)
         self._started_at = _whole_seconds()
 
     def __call__(self, stem: str, epoch: int, step: int) -> dict[str, str]:
@@ -39,6 +41,7 @@ class MetadataOfRun:
             max_train_steps=plan.total_steps,
             epoch=epoch,
             steps=step,
+            optimizer=self._optimizer,
             dataset_dirs={
                 folder.name: {"n_repeats": folder.repeats, "img_count": folder.pictures} for folder in report.folders
             },

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from lora_ext.config.resolution import resolution_of
-from lora_ext.config.sample_prompts import SamplePrompt, parse_sample_prompts, prompts_file, sampler_name
+from lora_ext.config.sample_prompts import (
+    FILEWORDS,
+    SamplePrompt,
+    parse_prompts_file,
+    parse_sample_prompts,
+    prompts_file,
+    sampler_name,
+)
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import (
     Cancelled,
@@ -25,6 +32,7 @@ from lora_ext.protocols import (
 from lora_ext.training.random_states import random_states_kept
 
 _PHASE = "drawing samples"
+_SHOWN_NAMES = 40
 
 
 def read_sample_prompts(config: TrainConfig) -> list[SamplePrompt]:
@@ -38,7 +46,7 @@ def read_sample_prompts(config: TrainConfig) -> list[SamplePrompt]:
             raise UserError(
                 f"sample_prompts = {path}: the file cannot be read ({error}); give a text file in UTF-8, or the prompts"
             ) from error
-    prompts, problems = parse_sample_prompts(text)
+    prompts, problems = parse_prompts_file(text, path.suffix) if path is not None else parse_sample_prompts(text)
     if problems:
         raise ConfigError(problems)
     return prompts
@@ -50,7 +58,8 @@ def check_samplers(config: TrainConfig, prompts: Sequence[SamplePrompt], known: 
         return
     named = [("sample_sampler", config.samples.sample_sampler)]
     named += [("sample_prompts: --ss", prompt.sampler) for prompt in prompts if prompt.sampler]
-    there = ", ".join(known)
+    more = f" … ({len(known) - _SHOWN_NAMES} more)" if len(known) > _SHOWN_NAMES else ""
+    there = ", ".join(known[:_SHOWN_NAMES]) + more
     problems = [f"{name} = {each!r}: allowed are {there}" for name, each in named if sampler_name(each) not in known]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -62,11 +71,14 @@ def draws_by_itself(config: TrainConfig) -> bool:
     return bool(samples.sample_every_n_epochs or samples.sample_every_n_steps or samples.sample_at_first)
 
 
-def sample_request(prompt: SamplePrompt, config: TrainConfig) -> GenerateRequest:
-    """The picture of a prompt; what it leaves open is the run's: resolution, seed, sampler, clip skip."""
+def sample_request(prompt: SamplePrompt, config: TrainConfig, caption: str = "") -> GenerateRequest:
+    """The picture of a prompt; what it leaves open is the run's: resolution, seed, sampler, clip skip.
+
+    `caption` stands where the prompt says [filewords].
+    """
     width, height = resolution_of(config.dataset.resolution) or (512, 512)
     return GenerateRequest(
-        prompt=prompt.prompt,
+        prompt=prompt.prompt.replace(FILEWORDS, caption),
         negative_prompt=prompt.negative_prompt,
         width=prompt.width or width,
         height=prompt.height or height,
@@ -90,7 +102,9 @@ class SampleDrawer:
         generator: ImageGenerator | None,
         events: Events,
         control: Control,
+        weights_for_use: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`weights_for_use` gives the context in which the network has the weights that its files take."""
         self.config = config
         self.events = events
         self.control = control
@@ -98,6 +112,7 @@ class SampleDrawer:
         self._first_caption = first_caption
         self._network = network
         self._generator = generator
+        self._weights_for_use = weights_for_use
         self._told: set[str] = set()
 
     def before_first_step(self) -> None:
@@ -152,8 +167,9 @@ class SampleDrawer:
 
     def _draw_one(self, generator: ImageGenerator, prompt: SamplePrompt, number: int, epoch: int, step: int) -> None:
         self._end_if_stopping()
-        with random_states_kept(), torch.no_grad(), _evaluating(self._network):
-            (image,) = generator.generate(sample_request(prompt, self.config), self._end_if_stopping)
+        request = sample_request(prompt, self.config, self._first_caption)
+        with random_states_kept(), torch.no_grad(), self._weights_for_use(), _evaluating(self._network):
+            (image,) = generator.generate(request, self._end_if_stopping)
         self._end_if_stopping()  # the host may have given up in the middle
         for text in image.messages:
             if text not in self._told:
@@ -161,7 +177,7 @@ class SampleDrawer:
         self._told.update(image.messages)
         name = self.config.saving.output_name
         infotext = f"{image.infotext}, Network in training: {name}, Network epoch: {epoch}, Network step: {step}"
-        self.events.sampled(Sample(replace(image, infotext=infotext), prompt.prompt, number, epoch, step))
+        self.events.sampled(Sample(replace(image, infotext=infotext), request.prompt, number, epoch, step))
 
     def _end_if_stopping(self, done: int = 0, total: int = 0) -> None:
         """Leave the samples where the run is to end; called between the steps of a picture too."""

@@ -12,6 +12,7 @@ from lora_ext.networks.targets import Target, find_targets
 from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
 from lora_ext.training.freezing import frozen
 from lora_ext.training.precision import computing_in, training_dtype
+from lora_ext.training.rates import block_factors
 
 
 class Session:
@@ -37,7 +38,8 @@ class Session:
 
     def targets(self) -> list[Target]:
         """The modules to adapt, of the parts that are trained."""
-        return [each for each in find_targets(self.checkpoint, self.config.network) if each.group in self._parts]
+        found = find_targets(self.checkpoint, self.config.network, block_factors(self.config))
+        return [each for each in found if each.group in self._parts]
 
     def attach(self, network: Network) -> None:
         """Put the network into the forward pass, with gradient checkpointing where the settings want it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,65 +12,25 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.dataset import Batch, ImageDataset
+from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.dataset.encodings import EncodingCache
+from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
-from lora_ext.protocols import Cancelled, Control, EpochReport, Events, ImageGenerator, StepReport, UserError
+from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import TextConditioning, token_count
+from lora_ext.training.learning import Learning
+from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
-from lora_ext.training.optimizers import make_optimizer, set_learning_rates
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
-from lora_ext.training.pausing import PausePlace, Pauses
-from lora_ext.training.plan import TrainingPlan, saves_epoch
+from lora_ext.training.pausing import PausePlace
 from lora_ext.training.precision import autocasting, computing_in
+from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
-from lora_ext.training.schedules import lr_factor, warmup_steps
 from lora_ext.training.session import Session
-from lora_ext.training.step import TrainingStep, windows
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run has come to.
-
-    `files` are those written and still there, the last one last; `losses` has one entry a step (nan where a step was
-    left out), `final_loss` is the mean of the last epoch's. `stopped`: ended on request before its last step;
-    `cancelled`: and without writing a last file.
-    """
-
-    files: list[Path]
-    steps: int
-    epochs: int
-    final_loss: float
-    stopped: bool = False
-    cancelled: bool = False
-    losses: list[float] = field(default_factory=list)
-    bad_steps: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class _Run:
-    """A run between its first and its last step."""
-
-    plan: TrainingPlan
-    session: Session
-    dataset: ImageDataset
-    conditioning: TextConditioning
-    step: TrainingStep
-    saver: NetworkSaver
-    samples: SampleDrawer
-    factor: Callable[[int], float]
-    epoch: int = 0
-    losses: list[float] = field(default_factory=list)
-    epoch_losses: list[float] = field(default_factory=list)
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
+from lora_ext.training.step import TrainingStep
 
 
 class Trainer:
@@ -131,25 +90,24 @@ class Trainer:
         self._announce(prepared)
         metadata = MetadataOfRun(checkpoint, prepared)
         with Session(checkpoint, config, prepared.rates) as session:
-            network = Network(session.targets(), generator_for(config.learning.seed, "network"))
+            generator = generator_for(config.learning.seed, "network")
+            network = Network(session.targets(), generator, dropout_of(config.network))
             dataset = self._cached_dataset(prepared)
             conditioning = self._conditioning(dataset)
             encode = self._text_encoding(conditioning, dataset, trained="text_encoder" in prepared.rates)
             session.attach(network)
-            optimizer = make_optimizer(network.parameters_by_group(), prepared.rates, config.learning)
-            steps = prepared.plan.total_steps
-            warmup = warmup_steps(config.learning.lr_warmup_steps, steps)
-            run = _Run(
+            learning = Learning(network, config, prepared.plan.total_steps)
+            run = Run(
                 plan=prepared.plan,
                 session=session,
                 dataset=dataset,
                 conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, optimizer, encode, self.noise),
-                saver=NetworkSaver(config, self.output_dir, self.events, network.state_dict_for_file, metadata),
-                samples=self._samples(prepared, dataset, network),
-                factor=lr_factor(config.learning.lr_scheduler, steps, warmup),
+                step=TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise),
+                saver=NetworkSaver(config, self.output_dir, self.events, learning.tensors_for_file, metadata),
+                samples=self._samples(prepared, dataset, learning),
+                learning=learning,
             )
-            self._train(run)
+            TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
 
     def _announce(self, prepared: PreparedRun) -> None:
@@ -185,76 +143,18 @@ class Trainer:
         if trained:
             return conditioning.encode
         cache = EncodingCache(conditioning.encode)
-        if not self.config.captions.shuffle_caption:
+        if dataset.captions_are_known:
             with autocasting(self.config, self.checkpoint):
                 cache.prepare(dataset.captions, self.events, self.control)
         return cache
 
-    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, network: Network) -> SampleDrawer:
+    def _samples(self, prepared: PreparedRun, dataset: ImageDataset, learning: Learning) -> SampleDrawer:
         return SampleDrawer(
-            self.config, prepared.sample_prompts, dataset.captions[0], network, self.generator, self.events,
-            self.control,
+            self.config, prepared.sample_prompts, dataset.captions[0], learning.network, self.generator, self.events,
+            self.control, learning.weights_for_use,
         )  # fmt: skip
 
-    def _train(self, run: _Run) -> None:
-        """The loop over epochs and steps, and the last file."""
-        plan, saver, samples, config = run.plan, run.saver, run.samples, self.config
-        self.events.run_started(plan.total_steps, plan.total_epochs)
-        samples.before_first_step()
-        self.control.raise_if_stopping()
-        for epoch in range(1, plan.total_epochs + 1):
-            run.epoch, run.epoch_losses = epoch, []
-            for batches in windows(run.dataset.batches(epoch), config.learning.gradient_accumulation_steps):
-                self._take_step(run, batches)
-                if run.steps < plan.total_steps:
-                    self._pause_where_asked(run)
-                if self.control.stopping or run.steps == plan.total_steps:
-                    break
-                if self.control.take_save_request():
-                    saver.save_step(epoch, run.steps)
-                samples.after_step(epoch, run.steps)
-                if self.control.stopping:
-                    break
-            if self.control.stopping:
-                break
-            self.events.epoch(EpochReport(epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
-            if saves_epoch(config.saving, epoch, plan.total_epochs):
-                saver.save_epoch(epoch, run.steps)
-            if run.steps < plan.total_steps:
-                samples.after_epoch(epoch, run.steps)
-            if self.control.stopping:
-                break
-        if not self.control.cancelled:
-            saver.save_last(run.epoch, run.steps)
-        if run.steps == plan.total_steps:
-            samples.after_last_step(run.epoch, run.steps)
-
-    def _pause_where_asked(self, run: _Run) -> None:
-        """Hand the checkpoint back until the run goes on, perhaps with another instance of it, or is to end."""
-        if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
-            return
-        Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
-        checkpoint = run.session.checkpoint
-        run.step.checkpoint = checkpoint
-        run.conditioning.encoder = checkpoint.text_encoders[0]
-
-    def _take_step(self, run: _Run, batches: Sequence[Batch]) -> None:
-        """One optimizer update, and its report."""
-        began = time.perf_counter()
-        rates = set_learning_rates(run.step.optimizer, run.factor(run.steps))
-        loss = run.step.update(batches, run.steps)
-        run.losses.append(loss)
-        run.epoch_losses.append(loss)
-        if not math.isfinite(loss):
-            self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
-        self.events.step(
-            StepReport(
-                run.steps, run.plan.total_steps, run.epoch, run.plan.total_epochs, loss, rates,
-                time.perf_counter() - began,
-            )
-        )  # fmt: skip
-
-    def _result(self, run: _Run, started: float) -> TrainingResult:
+    def _result(self, run: Run, started: float) -> TrainingResult:
         stopped = self.control.stopping and run.steps < run.plan.total_steps
         return TrainingResult(
             files=run.saver.files,
@@ -267,9 +167,3 @@ class Trainer:
             bad_steps=run.step.bad_steps,
             seconds=time.perf_counter() - started,
         )
-
-
-def mean_finite(losses: Sequence[float]) -> float:
-    """Mean of the losses that are numbers; nan where there are none."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    return sum(finite) / len(finite) if finite else math.nan

@@ -1,109 +1,89 @@
-"""Form fields from the declared settings: one component a setting, nothing said twice."""
+"""Form fields from the declared settings as HTML: one field a setting, nothing said twice.
+
+They are plain fields of the page, not components of gradio: with well over a hundred of these the page would take
+seconds to build, and each change would carry all of them through gradio. javascript/lora_workshop_form.js reads them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from html import escape
 from typing import Any
 
-import gradio as gr
-
 from lora_ext.config.fields import Setting
-from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings, flat_values, make_config
-
-FOLDER_FIELD = "train_data_dir"
-MAIN_FIELDS = (
-    "output_name",
-    "resolution",
-    "train_batch_size",
-    "max_train_epochs",
-    "network_dim",
-    "network_alpha",
-    "learning_rate",
-)
+from lora_ext.config.train_config import GROUP_TITLES, all_settings
+from lora_ext.ui.form_layout import grouped_fields
+from lora_ext.web.form_values import shown_value
 
 
-@dataclass(frozen=True)
-class SettingsForm:
-    """The fields of a page by the names of their settings, in one fixed order."""
+def field(name: str, defaults: Mapping[str, Any], classes: str = "") -> str:
+    """The field of one setting; `defaults` may hold another value than the declared one.
 
-    fields: Mapping[str, gr.components.Component]
+    `data-default` is what stands in it before anything is set; what differs from it counts as changed.
+    """
+    declared = all_settings()[name]
+    value = shown_value(declared, defaults.get(name, declared.default))
+    wide = " lw-wide" if declared.lines > 1 else ""
+    unit = f" ({escape(declared.unit)})" if declared.unit else ""
+    words = f"{declared.label} {declared.help} {name} {declared.sd_scripts}".lower()
+    kind = "lw-tick" if declared.type is bool else "lw-text"
+    return (
+        f'<div class="lw-field {kind}{wide} {classes}" id="lw-{name}" data-name="{name}" data-words="{escape(words)}" '
+        f'data-default="{escape(_as_text(value))}">'
+        f'<label for="lw-field-{name}">{escape(declared.label)}{unit}</label>{_control(declared, value)}'
+        f'<p class="lw-help" id="lw-help-{name}">{escape(declared.help)} {_names(declared)}</p>'
+        f'<p class="lw-field-error" role="alert" hidden></p></div>'
+    )
 
-    @property
-    def inputs(self) -> list[gr.components.Component]:
-        """The components, as an event listener takes them."""
-        return list(self.fields.values())
 
-    def config(self, values: Sequence[Any]) -> TrainConfig:
-        """The configuration that stands in the fields; raises ConfigError with all problems at once."""
-        return make_config(dict(zip(self.fields, values, strict=True)))
-
-    def updates(self, config: TrainConfig) -> list[dict[str, Any]]:
-        """What an event listener returns to show a configuration in the fields."""
-        values = flat_values(config)
-        return [gr.update(value=shown_value(all_settings()[name], values[name])) for name in self.fields]
+def groups(defaults: Mapping[str, Any]) -> str:
+    """The folded groups, each with its headings and fields."""
+    return "".join(
+        f'<details class="lw-group" id="lw-group-{group}"><summary>{escape(GROUP_TITLES[group])}'
+        f'<span class="lw-group-note"></span></summary>{_sections(sections, defaults)}</details>'
+        for group, sections in grouped_fields().items()
+    )
 
 
-def make_field(declared: Setting, defaults: Mapping[str, Any], **layout: Any) -> gr.components.Component:
-    """The component for one setting; `defaults` may hold another value than the declared one."""
-    common = {
-        "label": declared.label + (f" ({declared.unit})" if declared.unit else ""),
-        "info": f"{declared.help} [{declared.name}]",
-        "value": shown_value(declared, defaults.get(declared.name, declared.default)),
-        "elem_id": f"lw-{declared.name}",
-        "elem_classes": ["lw-field"],
-        "interactive": True,
-        **layout,
-    }
+def _sections(sections: Mapping[str, Iterable[str]], defaults: Mapping[str, Any]) -> str:
+    return "".join(
+        f'<section class="lw-section"><h5>{escape(heading)}</h5>'
+        f'<div class="lw-fields">{"".join(field(name, defaults) for name in names)}</div></section>'
+        for heading, names in sections.items()
+    )
+
+
+def _control(declared: Setting, value: Any) -> str:
+    common = f'id="lw-field-{declared.name}" name="{declared.name}" aria-describedby="lw-help-{declared.name}"'
+    if declared.type is bool:
+        return f'<input type="checkbox" {common}{" checked" if value else ""}>'
     if declared.choices:
-        return gr.Dropdown(choices=[str(choice) for choice in declared.choices], **common)
-    if declared.type is bool:
-        return gr.Checkbox(**common)
+        choices = [""] if declared.optional else []
+        return f"<select {common}>{_options([*choices, *map(str, declared.choices)], value)}</select>"
     if declared.lines > 1:
-        common["elem_classes"] = ["lw-field", "lw-wide"]
-        return gr.Textbox(lines=declared.lines, max_lines=4 * declared.lines, **common)
-    return gr.Textbox(max_lines=1, placeholder="none" if declared.optional else "", **common)
+        return f'<textarea {common} rows="{declared.lines}" spellcheck="false">{escape(value)}</textarea>'
+    empty = ' placeholder="none"' if declared.optional else ""
+    digits = ' inputmode="decimal"' if declared.type in (int, float) else ""
+    line = f'<input type="text" {common} value="{escape(value)}"{empty}{digits} autocomplete="off" spellcheck="false">'
+    if not declared.suggestions:
+        return line
+    label = escape(f"{declared.label}: suggestions")
+    choose = f'<select class="lw-suggest" aria-label="{label}">{_options(declared.suggestions, value)}</select>'
+    return f'<span class="lw-combo">{line}{choose}</span>'
 
 
-def make_group(group: str, names: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, gr.components.Component]:
-    """A folded group of fields."""
-    known = all_settings()
-    title = GROUP_TITLES[group]
-    with (
-        gr.Accordion(title, open=False, elem_id=f"lw-group-{group}", elem_classes=["lw-group"]),
-        gr.Row(elem_classes=["lw-fields"]),
-    ):
-        return {name: make_field(known[name], defaults, min_width=220) for name in names}
+def _options(choices: Iterable[str], chosen: str) -> str:
+    return "".join(
+        f'<option{" selected" if choice == chosen else ""} value="{escape(choice)}">{escape(choice) or "none"}</option>'
+        for choice in choices
+    )
 
 
-def folded_fields(already_shown: Iterable[str]) -> dict[str, list[str]]:
-    """Names of the settings that no simple field shows, by group."""
-    shown = set(already_shown)
-    groups: dict[str, list[str]] = {group: [] for group in GROUP_TITLES}
-    for name, declared in all_settings().items():
-        if name not in shown:
-            groups[declared.group].append(name)
-    return {group: names for group, names in groups.items() if names}
+def _names(declared: Setting) -> str:
+    """The setting's name, and the one that sd-scripts has for it where that is another one."""
+    other = declared.sd_scripts if declared.sd_scripts not in ("", declared.name) else ""
+    return f"<code>{declared.name}</code>" + (f" <code>sd-scripts: {escape(other)}</code>" if other else "")
 
 
-def shown_value(declared: Setting, value: Any) -> Any:
-    """The value as its field takes it: text for everything but a tick box; an empty field is "none"."""
-    if declared.type is bool:
-        return bool(value)
-    if value is None:
-        return ""
-    if declared.type is float:
-        return short_number(float(value))
-    return str(value)
-
-
-def short_number(value: float) -> str:
-    """1e-4 for 0.0001, 16 for 16.0, all digits that matter."""
-    text = repr(value)
-    if "e" in text:
-        digits, power = text.split("e")
-        return f"{digits.removesuffix('.0')}e{int(power)}"
-    if value != 0 and abs(value) < 0.01:
-        digits, power = f"{value:.12e}".split("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
-    return text.removesuffix(".0")
+def _as_text(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)

@@ -12,8 +12,8 @@ import gradio as gr
 from lora_ext.host.standalone.host import StandaloneHost
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.protocols import GeneratedImage, GenerateRequest, UserError
-from lora_ext.ui import markup
 from lora_ext.ui.sampling_fields import SamplingFields, refuse_while_training, sampling_fields
+from lora_ext.web import markup
 from lora_ext.web.pictures import picture_url
 
 

@@ -17,8 +17,8 @@ from lora_ext.grid.values import parse_epochs, parse_numbers
 from lora_ext.host.standalone.host import StandaloneHost
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.protocols import Cancelled, GenerateRequest, UserError
-from lora_ext.ui import markup
 from lora_ext.ui.sampling_fields import SamplingFields, refuse_while_training, sampling_fields
+from lora_ext.web import markup
 from lora_ext.web.pictures import picture_url
 
 

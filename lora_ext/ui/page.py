@@ -7,7 +7,13 @@ import re
 _FOREIGN = re.compile(
     r"<link\b[^>]*\bhref=\"https?://[^>]*>|<script\b[^>]*\bsrc=\"https?://[^>]*>\s*</script>", re.IGNORECASE
 )
-SCRIPTS = ("lora_workshop.js", "lora_workshop_samples.js", "lora_workshop_try.js")
+SCRIPTS = (
+    "lora_workshop.js",
+    "lora_workshop_form.js",
+    "lora_workshop_presets.js",
+    "lora_workshop_samples.js",
+    "lora_workshop_try.js",
+)
 """Our scripts, the one that the others extend first; the WebUI takes them in the order of their names."""
 
 _OWN = (

@@ -11,14 +11,12 @@ def step_heading(number: int, title: str) -> str:
 
 
 CONTROLS = """
-<div class="lw-controls">
   <button type="button" class="lw-button" id="lw-pause" data-lw-action="pause" disabled>Pause</button>
   <button type="button" class="lw-button" id="lw-save" data-lw-action="save" disabled>Save now</button>
   <button type="button" class="lw-button" id="lw-sample" data-lw-action="sample" disabled>Sample now</button>
   <button type="button" class="lw-button" id="lw-stop" data-lw-action="stop" disabled>Stop and keep</button>
   <button type="button" class="lw-button" id="lw-cancel" data-lw-action="cancel" disabled>Cancel</button>
   <span id="lw-control-error" class="lw-control-error" role="alert"></span>
-</div>
 """
 
 

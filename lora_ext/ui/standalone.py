@@ -108,7 +108,7 @@ def make_page(host: StandaloneHost, runner: JobRunner) -> gr.Blocks:
         Panel("Generate", lambda _: build_generate_panel(host, runner, start)),
         Panel("Grid", lambda tab: grid.build(tab, start)),
     )
-    tab = make_tab(host, runner, panels, defaults=defaults, program="standalone")
+    tab = make_tab(host, panels, defaults=defaults, program="standalone")
     with gr.Blocks(theme=_theme(), title="LoRA Workshop", analytics_enabled=False) as page:
         gr.HTML('<h1 class="lw-title">LoRA Workshop</h1>', elem_id="lw-title")
         tab.render()

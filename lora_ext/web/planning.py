@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,20 @@ from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import choose_bucket
-from lora_ext.dataset.folders import DatasetScan, ImageEntry, scan_dataset
+from lora_ext.dataset.folders import DatasetScan
+from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
 from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.jobs.recording import output_folder
 from lora_ext.jobs.records import json_value
 from lora_ext.protocols import Host, UserError
 from lora_ext.training.plan import TrainingPlan, make_plan
 
+NO_PICTURES = "Give the folder of your pictures and press Look."
+NO_PLAN = "Steps and files stand here as soon as there are pictures."
+
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing]
+"""What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
 
@@ -42,13 +49,13 @@ class PlanningDesk:
     def __init__(self, host: Host, allowed_roots: Sequence[Path] | None = None) -> None:
         self.host = host
         self.allowed_roots = allowed_roots
-        self._scans: dict[DatasetSettings, tuple[float, DatasetScan]] = {}
+        self._scans: dict[_Seen, tuple[float, DatasetScan]] = {}
         self._lock = threading.Lock()
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
         self.check_paths(config)
-        scan = self._scan(config.dataset, fresh)
+        scan = self._scan(config, fresh)
         return Look(scan, make_report(scan, config, count_tokens))
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
@@ -57,30 +64,32 @@ class PlanningDesk:
         return look, make_plan(config, look.report, output_folder(config, self.host))
 
     def check_paths(self, config: TrainConfig) -> None:
-        """Raise UserError where the settings lead out of the allowed folders."""
+        """Raise UserError where the settings, or what they name, lead out of the allowed folders."""
         if self.allowed_roots is None:
             return
-        for name, text in (
-            ("train_data_dir", config.dataset.train_data_dir),
-            ("output_dir", config.saving.output_dir),
-            ("sample_prompts", str(prompts_file(config.samples.sample_prompts) or "")),
-        ):
-            path = Path(text.strip()).expanduser().resolve()
-            if text.strip() and not any(path.is_relative_to(root.resolve()) for root in self.allowed_roots):
-                there = ", ".join(str(root) for root in self.allowed_roots)
-                raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
+        for name, text in paths_of(config):
+            self._check_path(name, text)
+        if config.dataset.dataset_config.strip():
+            scan = self._scan(config, fresh=False)
+            named = {str(entry.path.parent) for entry in scan.images}
+            named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
+            for folder in named:
+                self._check_path("dataset_config", folder)
 
-    def _scan(self, settings: DatasetSettings, fresh: bool) -> DatasetScan:
-        key = DatasetSettings(
-            train_data_dir=settings.train_data_dir,
-            num_repeats=settings.num_repeats,
-            caption_extension=settings.caption_extension,
-        )
+    def _check_path(self, name: str, text: str) -> None:
+        path = Path(text.strip()).expanduser().resolve()
+        roots = self.allowed_roots or ()
+        if not any(path.is_relative_to(root.resolve()) for root in roots):
+            there = ", ".join(str(root) for root in roots)
+            raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
+
+    def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
+        key = (config.dataset, subset_options(config), run_sizing(config))
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
                 return seen[1]
-            scan = scan_dataset(replace(settings))
+            scan = scan_dataset(config)
             self._scans.pop(key, None)
             while len(self._scans) >= _KEPT_SCANS:
                 del self._scans[next(iter(self._scans))]
@@ -88,14 +97,38 @@ class PlanningDesk:
             return scan
 
 
+def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
+    """Every path that the settings name, with the name of its setting.
+
+    What may also be the name of a network or a run, and holds no separator, is looked up in the program's own folders.
+    """
+    dataset, network, saving = config.dataset, config.network, config.saving
+    description = dataset.dataset_config.strip()
+    paths = [
+        ("train_data_dir", dataset.train_data_dir),
+        ("dataset_config", "" if "\n" in description or description[:1] in ("[", "{") else description),
+        ("reg_data_dir", dataset.reg_data_dir),
+        ("conditioning_data_dir", dataset.conditioning_data_dir),
+        ("validation_data_dir", config.samples.validation_data_dir),
+        ("vae", config.memory.vae),
+        ("output_dir", saving.output_dir),
+        ("logging_dir", saving.logging_dir),
+        ("sample_prompts", str(prompts_file(config.samples.sample_prompts) or "")),
+    ]
+    named = [("network_weights", network.network_weights), ("resume", saving.resume)]
+    named += [("base_weights", line) for line in network.base_weights.splitlines()]
+    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\")]
+    return [(name, text) for name, text in paths if text.strip()]
+
+
 def count_tokens(caption: str) -> int:
     """CLIP tokens of a caption, without the begin and end marks."""
     return len(clip_tokenizer()(caption, add_special_tokens=False, verbose=False).input_ids)
 
 
-def bucket_of(entry: ImageEntry, config: TrainConfig) -> tuple[int, int]:
-    """(width, height) at which a picture is trained."""
-    return choose_bucket(entry.width, entry.height, config.dataset).size
+def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:
+    """(width, height) at which each picture of a scan is trained."""
+    return [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing).size for each in scan.members]
 
 
 def plan_as_json(look: Look, plan: TrainingPlan) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lora_ext.protocols import ConfigError, UserError
+from lora_ext.protocols import UserError
+from lora_ext.web.form_values import problems_by_field, problems_of
 
 _OWN_SITE = ("same-origin", "none")
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 class UserErrorRoute(APIRoute):
-    """A route whose `UserError`s are answered as 400 with {"error": …, "problems": […]}."""
+    """A route whose `UserError`s are answered as 400 with {"error": …, "problems": […], "fields": {…}}."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler, with the errors of people caught."""
@@ -35,13 +36,9 @@ class UserErrorRoute(APIRoute):
 
 
 def error_body(error: UserError) -> dict[str, Any]:
-    """What a person is told of an error: the whole text, and its problems one by one."""
-    return {"error": str(error), "problems": problems_of(error)}
-
-
-def problems_of(error: UserError) -> list[str]:
-    """The problems of an error one by one."""
-    return list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+    """What a person is told of an error: the whole text, its problems one by one, and those of each field."""
+    problems = problems_of(error)
+    return {"error": str(error), "problems": problems, "fields": problems_by_field(problems)}
 
 
 def refuse_other_sites(request: HTTPConnection) -> None:

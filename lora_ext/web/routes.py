@@ -26,6 +26,7 @@ from lora_ext.jobs.samples_file import SavedSample
 from lora_ext.protocols import Host, UserError
 from lora_ext.web.chart import loss_chart
 from lora_ext.web.checkpoint_line import checkpoint_line
+from lora_ext.web.form_routes import add_form_routes
 from lora_ext.web.pictures import ROUTES, SAMPLE_THUMBNAIL, check_signature, media_type, picture_url, thumbnail
 from lora_ext.web.planning import PlanningDesk, plan_as_json
 from lora_ext.web.requests import UserErrorRoute, refuse_other_sites
@@ -69,6 +70,7 @@ def make_router(
     )
     planning = desk or PlanningDesk(host)
     _add_planning(router, runner, planning)
+    add_form_routes(router, runner, planning)
     _add_runs(router, runner, host)
     _add_control(router, runner)
     _add_pictures(router)

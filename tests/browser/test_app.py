@@ -40,11 +40,11 @@ def wait_for_text(locator: Locator, pattern: str, timeout: float = 180) -> str:
 
 
 def fill_in_a_run(page: Page, app: Any, name: str, epochs: int) -> None:
-    page.locator("#lw-group-dataset .label-wrap").click()
+    page.locator("#lw-group-dataset summary").click()
     for setting, value in app.settings(name, epochs).items():
         if setting != "train_data_dir":
             fill(page, setting, str(value))
-    page.locator("#lw-group-dataset .label-wrap").click()
+    page.locator("#lw-group-dataset summary").click()
     fill(page, "train_data_dir", str(app.pictures))
     page.locator("#lw-look").click()
 

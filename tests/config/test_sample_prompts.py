@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_ext.config.sample_prompts import SamplePrompt, parse_sample_prompts, prompts_file, sampler_name
+from lora_ext.config.sample_prompts import (
+    SamplePrompt,
+    parse_prompts_file,
+    parse_sample_prompts,
+    prompts_file,
+    sampler_name,
+)
 from lora_ext.config.train_config import make_config
 from lora_ext.protocols import ConfigError
 
@@ -48,4 +54,59 @@ def test_samplers_of_sd_scripts() -> None:
 
 def test_a_file_in_place_of_prompts() -> None:
     assert prompts_file("lists/prompts.txt\n") == Path("lists/prompts.txt")
+    assert [prompts_file(f"lists/p{suffix}") for suffix in (".toml", ".JSON")] == [
+        Path("lists/p.toml"),
+        Path("lists/p.JSON"),
+    ]
     assert [prompts_file(text) for text in ("", "a cat", "a.txt\nb", "a cat --n x.txt")] == [None] * 4
+
+
+TOML = """
+[prompt]
+width = 512
+negative_prompt = "blurry"
+[[prompt.subset]]
+prompt = "a cat"
+height = 768
+seed = 7
+sample_steps = 12
+scale = 5.5
+sample_sampler = "k_euler_a"
+[[prompt.subset]]
+prompt = "a dog"
+width = 256
+guidance_scale = 3.5
+"""
+JSON = """[
+ {"prompt": "a cat", "negative_prompt": "blurry", "width": 512, "height": 768, "seed": 7, "sample_steps": 12,
+  "scale": 5.5, "sample_sampler": "euler_a"},
+ "a dog --n blurry --w 256 --g 3.5",
+ {"prompt": "a bird"}
+]"""
+CAT = SamplePrompt("a cat", "blurry", 512, 768, 7, 12, 5.5, "Euler a")
+DOG = SamplePrompt("a dog", "blurry", 256)
+
+
+def test_files_as_sd_scripts_writes_them() -> None:
+    assert parse_prompts_file(TOML, ".toml") == ([CAT, DOG], [])
+    assert parse_prompts_file(JSON, ".json") == ([CAT, DOG, SamplePrompt("a bird")], [])
+    assert parse_prompts_file("# mine\na dog --n blurry --w 256\n", ".txt") == ([DOG], [])
+    assert parse_prompts_file('[prompt]\nprompt = "a bird"', ".TOML") == ([SamplePrompt("a bird")], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "problem"),
+    [
+        ("[prompt", ".toml", "sample_prompts: the file cannot be read as TOML: "),
+        ("prompt = 3", ".toml", "sample_prompts: the file cannot be read as TOML: a [prompt] table is wanted"),
+        ('{"prompt": "a"}', ".json", "sample_prompts: the file cannot be read as JSON: a list of prompts is wanted"),
+        ('["a", 3]', ".json", "sample_prompts, prompt 2: 3 is neither a line nor a table"),
+        ('[{"width": 64}]', ".json", "sample_prompts, prompt 1: there is no prompt in it"),
+        ('[{"prompt": "a", "width": 100}]', ".json", "sample_prompts, prompt 1: width = 100: allowed is"),
+        ('[{"prompt": "a", "sampler": "ddim"}]', ".json", "sample_prompts, prompt 1: sampler: allowed are prompt, "),
+        ('["a --w 7"]', ".json", "sample_prompts, prompt 1: --w 7: allowed is a multiple of 8"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_named(text: str, suffix: str, problem: str) -> None:
+    (found,) = parse_prompts_file(text, suffix)[1]
+    assert found.startswith(problem)

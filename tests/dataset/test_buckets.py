@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ext.config.groups import DatasetSettings
 from lora_ext.dataset.buckets import bucket_limits, bucket_resolutions, choose_bucket, training_size
+from lora_ext.dataset.options import Sizing
 from lora_ext.protocols import UserError
 
 SD1_BUCKETS = (
@@ -35,7 +35,7 @@ def test_a_step_above_the_resolution_is_refused() -> None:
 
 
 def test_limits_are_widened_to_whole_steps() -> None:
-    settings = DatasetSettings(min_bucket_reso=200, max_bucket_reso=1000, bucket_reso_steps=64)
+    settings = Sizing(min_bucket_reso=200, max_bucket_reso=1000, bucket_reso_steps=64)
     assert bucket_limits(settings) == (192, 1024)
 
 
@@ -61,17 +61,17 @@ def test_limits_are_widened_to_whole_steps() -> None:
 def test_choice(
     picture: tuple[int, int], settings: dict[str, object], size: tuple[int, int], resized: tuple[int, int]
 ) -> None:
-    bucket = choose_bucket(*picture, DatasetSettings(**settings))  # type: ignore[arg-type]
+    bucket = choose_bucket(*picture, Sizing(**settings))  # type: ignore[arg-type]
     assert (bucket.size, bucket.resized) == (size, resized)
 
 
 def test_cropped_share() -> None:
-    assert choose_bucket(300, 600, DatasetSettings(enable_bucket=False)).cropped_share == 0.5
+    assert choose_bucket(300, 600, Sizing(enable_bucket=False)).cropped_share == 0.5
 
 
 def test_a_resolution_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="resolution = 'large'"):
-        training_size(DatasetSettings(resolution="large"))
+        training_size(Sizing(resolution="large"))
 
 
 @settings(deadline=None)
@@ -86,7 +86,7 @@ def test_a_resolution_that_is_none_is_refused() -> None:
 def test_buckets_are_covered_and_fit(
     width: int, height: int, resolution: str, step: int, enable: bool, no_upscale: bool
 ) -> None:
-    settings = DatasetSettings(
+    settings = Sizing(
         resolution=resolution,
         min_bucket_reso=64,
         bucket_reso_steps=step,

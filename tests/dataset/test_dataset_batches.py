@@ -18,7 +18,7 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.dataset.dataset import Batch, ImageDataset, epoch_batches
-from lora_ext.dataset.folders import scan_dataset
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.protocols import Cancelled, Control, Events, UserError
 
 
@@ -73,7 +73,7 @@ def config_for(folder: Path, **values: object) -> TrainConfig:
 
 def dataset_of(folder: Path, vae: nn.Module | None = None, **values: object) -> ImageDataset:
     config = config_for(folder, **values)
-    dataset = ImageDataset(scan_dataset(config.dataset), config)
+    dataset = ImageDataset(scan_dataset(config), config)
     dataset.cache_latents(checkpoint_with(vae or AveragingVAE()), Events(), Control())
     return dataset
 
@@ -113,7 +113,7 @@ def test_the_same_seed_and_epoch_give_the_same_batches(folder: Path) -> None:
 def test_global_random_states_are_left_alone(folder: Path) -> None:
     config, checkpoint = config_for(folder, shuffle_caption=True), checkpoint_with(AveragingVAE())
     python, torch_state = random.getstate(), torch.get_rng_state()
-    dataset = ImageDataset(scan_dataset(config.dataset), config)
+    dataset = ImageDataset(scan_dataset(config), config)
     dataset.cache_latents(checkpoint, Events(), Control())
     list(dataset.batches(1))
     assert random.getstate() == python and torch.equal(torch.get_rng_state(), torch_state)
@@ -168,7 +168,7 @@ def test_progress_and_stop(folder: Path) -> None:
                 self.control.stop()
 
     config = config_for(folder)
-    dataset = ImageDataset(scan_dataset(config.dataset), config)
+    dataset = ImageDataset(scan_dataset(config), config)
     events = Recorder()
     dataset.cache_latents(checkpoint_with(AveragingVAE()), events, Control())
     assert events.seen == [("caching latents", done, 5) for done in range(6)]
@@ -183,27 +183,28 @@ def test_progress_and_stop(folder: Path) -> None:
 def test_latents_that_are_no_numbers_are_refused(folder: Path, value: float) -> None:
     vae = AveragingVAE()
     vae.weight.data.fill_(value)
-    with pytest.raises(UserError, match=r"0\.png: the VAE, which computes in float32, .*let the VAE compute in fp32"):
+    with pytest.raises(UserError, match=r"0\.png: the VAE returns values that are not numbers .*: choose another VAE"):
         dataset_of(folder, vae)
 
 
 def test_batches_before_the_latents_are_refused(folder: Path) -> None:
     config = config_for(folder)
     with pytest.raises(RuntimeError, match="cache_latents"):
-        next(ImageDataset(scan_dataset(config.dataset), config).batches(1))
+        next(ImageDataset(scan_dataset(config), config).batches(1))
 
 
 def test_an_epochs_batches_have_a_known_order() -> None:
-    members = {(64, 64): [0, 1, 2, 3, 4], (80, 48): [5, 6]}
-    assert epoch_batches(members, 2, random.Random(0)) == [[2, 1], [3], [0, 4], [5, 6]]
+    groups = [([0, 1, 2, 3, 4], 2), ([5, 6], 2)]
+    assert epoch_batches(groups, random.Random(0)) == [[2, 1], [3], [0, 4], [5, 6]]
 
 
 @settings(deadline=None)
-@given(counts=st.lists(st.integers(1, 20), max_size=5), batch_size=st.integers(1, 8), seed=st.integers(0, 2**63))
-def test_every_picture_comes_up_once(counts: list[int], batch_size: int, seed: int) -> None:
-    members = {(8 * place, 8): [100 * place + i for i in range(count)] for place, count in enumerate(counts)}
-    batches = epoch_batches(members, batch_size, random.Random(seed))
-    assert len(batches) == sum(-(-count // batch_size) for count in counts)
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
+@given(groups=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 8)), max_size=5), seed=st.integers(0, 2**63))
+def test_every_picture_comes_up_once(groups: list[tuple[int, int]], seed: int) -> None:
+    members = [[100 * place + i for i in range(count)] for place, (count, _) in enumerate(groups)]
+    sizes = [size for _, size in groups]
+    batches = epoch_batches(list(zip(members, sizes, strict=True)), random.Random(seed))
+    assert len(batches) == sum(-(-count // size) for count, size in groups)
+    assert all(1 <= len(batch) <= sizes[batch[0] // 100] for batch in batches)
     assert all(len({index // 100 for index in batch}) == 1 for batch in batches)
-    assert sorted(index for batch in batches for index in batch) == sorted(i for m in members.values() for i in m)
+    assert sorted(index for batch in batches for index in batch) == sorted(i for group in members for i in group)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_ext.config.groups import DatasetSettings
-from lora_ext.dataset.folders import scan_dataset
+from lora_ext.config.train_config import TrainConfig, make_config
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.protocols import UserError
 
 
@@ -20,8 +20,8 @@ def draw(path: Path, width: int = 16, height: int = 16, caption: str | None = No
     return path
 
 
-def settings(folder: Path, **values: object) -> DatasetSettings:
-    return DatasetSettings(train_data_dir=str(folder), **values)  # type: ignore[arg-type]
+def settings(folder: Path, **values: object) -> TrainConfig:
+    return make_config({"train_data_dir": str(folder), **values})
 
 
 def test_concept_folders(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_good_dataset_has_no_problems(tmp_path: Path) -> None:
 
 def test_no_folder_given() -> None:
     with pytest.raises(UserError, match="train_data_dir is empty"):
-        scan_dataset(DatasetSettings())
+        scan_dataset(TrainConfig())
 
 
 def test_missing_folder_names_the_nearest(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lora_ext.config.train_config import make_config
-from lora_ext.dataset.folders import DatasetScan, ImageEntry, Subset
-from lora_ext.dataset.report import DatasetReport, make_report
+from lora_ext.dataset.folders import DatasetScan, ImageEntry, Subset, Terms
+from lora_ext.dataset.options import run_sizing, subset_options
+from lora_ext.dataset.report import DatasetReport, count_batches, make_report
 
 
 def entry(
@@ -21,8 +22,10 @@ def entry(
 
 
 def report_of(*entries: ImageEntry, repeats: int = 1, concept: str = "girl", **values: Any) -> DatasetReport:
-    scan = DatasetScan([Subset(Path(f"{repeats}_girl"), repeats, concept, list(entries))])
-    return make_report(scan, make_config(values))
+    config = make_config(values)
+    terms = Terms(subset_options(config), run_sizing(config))
+    scan = DatasetScan([Subset(Path(f"{repeats}_girl"), repeats, concept, list(entries), terms)])
+    return make_report(scan, config)
 
 
 def test_counts() -> None:
@@ -37,7 +40,7 @@ def test_counts() -> None:
     report = make_report(scan, make_config({}))
     assert (report.pictures, report.captions, report.missing, report.repeats) == (3, 2, 1, 9)
     assert report.buckets == {(384, 640): 4, (512, 512): 5}
-    assert [report.batches_per_epoch(size) for size in (1, 2, 4, 5, 100)] == [9, 5, 3, 2, 2]
+    assert [count_batches(report.buckets, size) for size in (1, 2, 4, 5, 100)] == [9, 5, 3, 2, 2]
     assert report.mean_ar_error == pytest.approx((512 / 768 - 384 / 640) / 3)
     assert report.tag_frequency == {"4_cat": {"zbx": 1, "girl": 1, "cat": 2, "red hat": 1}, "1_dog": {"dog": 1}}
     assert report.problems == ["a problem"] and report.warnings[0] == "a warning"

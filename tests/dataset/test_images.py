@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_ext.dataset.images import BrokenImageError, centre_crop, inspect_image, load_image, resize
+from lora_ext.dataset.buckets import Bucket
+from lora_ext.dataset.images import BrokenImageError, inspect_image, load_image
+from lora_ext.dataset.scaling import centre_corner, crop, resize
+from lora_ext.dataset.views import View, plain_view
 from lora_ext.protocols import UserError
 
 FORMATS = ("png", "jpg", "webp", "bmp")
@@ -20,6 +23,11 @@ def two_halves(width: int, height: int) -> Image.Image:
     image = Image.new("RGB", (width, height), (255, 0, 0))
     image.paste((0, 0, 255), (width // 2, 0, width, height))
     return image
+
+
+def whole(width: int, height: int) -> View:
+    """The picture as it is, at this size."""
+    return plain_view(Bucket((width, height), (width, height)))
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -52,7 +60,7 @@ def test_text_in_place_of_a_picture_is_broken(tmp_path: Path) -> None:
     with pytest.raises(BrokenImageError, match="this is no picture that can be read"):
         inspect_image(path)
     with pytest.raises(UserError, match=r"a\.png: the picture cannot be read .*: replace or delete it"):
-        load_image(path, (8, 8), (8, 8))
+        load_image(path, whole(8, 8))
 
 
 def test_a_damaged_png_is_broken(tmp_path: Path) -> None:
@@ -68,7 +76,7 @@ def test_a_damaged_png_is_broken(tmp_path: Path) -> None:
 def test_values_and_layout(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     two_halves(4, 2).save(path)
-    image = load_image(path, (4, 2), (4, 2))
+    image = load_image(path, whole(4, 2))
     assert image.shape == (3, 2, 4) and image.dtype == torch.float32 and image.is_contiguous()
     assert image[0].tolist() == [[1, 1, -1, -1]] * 2
     assert image[1].tolist() == [[-1] * 4] * 2
@@ -88,7 +96,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image), dtype=np.float32) / 127.5 - 1
     assert (facts.width, facts.height) == ((6, 4) if orientation < 5 else (4, 6))
-    loaded = load_image(path, (facts.width, facts.height), (facts.width, facts.height))
+    loaded = load_image(path, whole(facts.width, facts.height))
     assert np.array_equal(loaded.permute(1, 2, 0).numpy(), expected)
 
 
@@ -99,7 +107,7 @@ def test_transparency_is_composited_on_white(tmp_path: Path, mode: str) -> None:
     image.putpixel((1, 0), (0, 0, 0, 0))
     image.convert(mode).save(path)
     assert inspect_image(path).transparent
-    assert load_image(path, (2, 1), (2, 1))[:, 0].T.tolist() == [[-1, -1, -1], [1, 1, 1]]
+    assert load_image(path, whole(2, 1))[:, 0].T.tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
 def test_a_transparent_palette_entry_is_composited_on_white(tmp_path: Path) -> None:
@@ -109,7 +117,7 @@ def test_a_transparent_palette_entry_is_composited_on_white(tmp_path: Path) -> N
     image.putpixel((1, 0), 1)
     image.save(path, transparency=1)
     assert inspect_image(path).transparent
-    assert load_image(path, (2, 1), (2, 1))[:, 0].T.tolist() == [[-1, -1, -1], [1, 1, 1]]
+    assert load_image(path, whole(2, 1))[:, 0].T.tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
 def test_an_opaque_alpha_channel_is_not_transparent(tmp_path: Path) -> None:
@@ -121,7 +129,7 @@ def test_an_opaque_alpha_channel_is_not_transparent(tmp_path: Path) -> None:
 def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)).save(path)
-    assert load_image(path, (2, 1), (2, 1))[0].tolist() == [[-1, 1]]
+    assert load_image(path, whole(2, 1))[0].tolist() == [[-1, 1]]
 
 
 def test_shrinking_averages_areas() -> None:
@@ -153,13 +161,13 @@ def test_a_constant_stays_constant_whatever_the_size() -> None:
 
 def test_centre_crop() -> None:
     pixels = np.repeat(np.arange(7, dtype=np.uint8)[None, :, None], 3, axis=2)  # (1, 7, 3)
-    assert centre_crop(pixels, (4, 1))[0, :, 0].tolist() == [1, 2, 3, 4]
-    assert centre_crop(pixels, (7, 1))[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert crop(pixels, centre_corner((7, 1), (4, 1)), (4, 1))[0, :, 0].tolist() == [1, 2, 3, 4]
+    assert crop(pixels, centre_corner((7, 1), (7, 1)), (7, 1))[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_load_scales_and_crops(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     two_halves(40, 10).save(path)
-    image = load_image(path, (20, 5), (8, 5))
+    image = load_image(path, plain_view(Bucket((8, 5), (20, 5))))
     assert image.shape == (3, 5, 8)
     assert image[0, 0].tolist() == [1, 1, 1, 1, -1, -1, -1, -1]

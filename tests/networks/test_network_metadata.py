@@ -42,6 +42,7 @@ FACTS = RunFacts(
     max_train_steps=60,
     epoch=2,
     steps=30,
+    optimizer="torch.optim.adamw.AdamW(weight_decay=0.01)",
     dataset_dirs={"3_cat": {"n_repeats": 3, "img_count": 10}},
     tag_frequency={"3_cat": {"a cat": 10}},
     bucket_info={"buckets": {0: {"resolution": (512, 512), "count": 30}}, "mean_img_ar_error": 0.0},

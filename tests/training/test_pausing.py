@@ -14,7 +14,8 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import read_network
 from lora_ext.protocols import Control, Events, OtherCheckpointError, PauseReport, StepReport
 from lora_ext.training.pausing import PausePlace
-from lora_ext.training.trainer import Trainer, TrainingResult
+from lora_ext.training.run import TrainingResult
+from lora_ext.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 StateOf = Callable[[Checkpoint], list[Any]]

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from lora_ext.config.train_config import TrainConfig, make_config
-from lora_ext.dataset.report import DatasetReport
+from lora_ext.dataset.report import DatasetReport, count_batches
 from lora_ext.training.plan import make_plan
 
 
-def report_of(buckets: dict[tuple[int, int], int]) -> DatasetReport:
+def report_of(buckets: dict[tuple[int, int], int], batch_size: int = 1) -> DatasetReport:
     return DatasetReport(
-        pictures=3, captions=3, missing=0, repeats=sum(buckets.values()), buckets=buckets, mean_ar_error=0.0,
-        folders=[], problems=[], warnings=[], tag_frequency={},
+        pictures=3, captions=3, missing=0, repeats=sum(buckets.values()),
+        batches_per_epoch=count_batches(buckets, batch_size), buckets=buckets, mean_ar_error=0.0, folders=[],
+        problems=[], warnings=[], tag_frequency={},
     )  # fmt: skip
 
 
@@ -34,7 +35,9 @@ def config_of(**values: object) -> TrainConfig:
 def test_steps_and_epochs(
     values: dict[str, object], batches: int, updates: int, steps: int, epochs: int, tmp_path: Path
 ) -> None:
-    plan = make_plan(config_of(**values), report_of({(64, 64): 9, (64, 96): 6}), tmp_path)
+    config = config_of(**values)
+    report = report_of({(64, 64): 9, (64, 96): 6}, config.learning.train_batch_size)
+    plan = make_plan(config, report, tmp_path)
     assert (plan.batches_per_epoch, plan.updates_per_epoch) == (batches, updates)
     assert (plan.total_steps, plan.total_epochs) == (steps, epochs)
     assert (plan.images, plan.repeats_total) == (3, 15)

@@ -188,6 +188,8 @@ def test_what_a_prompt_leaves_open_is_the_runs(small_config: MakeConfig) -> None
     assert sample_request(SamplePrompt("a cat"), config) == GenerateRequest(
         "a cat", width=64, height=96, steps=20, cfg_scale=7.0, sampler="DDIM", seed=9, clip_skip=2
     )
+    words = sample_request(SamplePrompt("a photo of [filewords]"), config, "a zib, number 3")
+    assert words.prompt == "a photo of a zib, number 3"
     own = SamplePrompt("a cat", "dog", 128, 72, 0, 5, 3.0, "Euler")
     assert sample_request(own, config) == GenerateRequest("a cat", "dog", 128, 72, 5, 3.0, "Euler", 0, 1, 2)
 
@@ -200,6 +202,9 @@ def test_prompts_in_a_file(small_config: MakeConfig, tmp_path: Path) -> None:
     path.write_text("a cat --s 0", encoding="utf-8")
     with pytest.raises(ConfigError, match="sample_prompts, line 1: --s 0"):
         read_sample_prompts(config)
+    table = tmp_path / "prompts.json"
+    table.write_text('[{"prompt": "a bird", "sample_steps": 5}]', encoding="utf-8")
+    assert read_sample_prompts(small_config(sample_prompts=str(table))) == [SamplePrompt("a bird", steps=5)]
     path.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         read_sample_prompts(config)

@@ -1,72 +1,117 @@
-"""Form fields from the declarations: every setting once, values there and back, errors in words."""
+"""The form from the declarations: every setting once, what its field says and holds, and what a page of it can show."""
 
 from __future__ import annotations
 
-import gradio as gr
+import re
+from html.parser import HTMLParser
+
 import pytest
 
 from lora_ext.config.train_config import TrainConfig, all_settings, flat_values, make_config
-from lora_ext.protocols import ConfigError
-from lora_ext.ui.forms import FOLDER_FIELD, MAIN_FIELDS, SettingsForm, folded_fields, make_field, short_number
+from lora_ext.ui.form_layout import FOLDER_FIELD, MAIN_FIELDS, SECTIONS, TRIGGER_FIELD, grouped_fields
+from lora_ext.ui.forms import field
+from lora_ext.ui.train_page import train_page
+from lora_ext.web.form_values import shown_value, shown_values
+
+HOSTILE = '"><script>alert(1)</script>'
 
 
-@pytest.fixture(scope="module")
-def form() -> SettingsForm:
-    with gr.Blocks(analytics_enabled=False):
-        return SettingsForm({name: make_field(declared, {}) for name, declared in all_settings().items()})
+class Fields(HTMLParser):
+    """The values that a browser finds in the fields of a page, and its identifiers."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.values: dict[str, object] = {}
+        self.identifiers: list[str] = []
+        self._open = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.identifiers += [given["id"] or ""] if "id" in given else []
+        if tag in ("input", "select", "textarea") and given.get("name"):
+            self._open = given["name"] or ""
+            assert self._open not in self.values, f"{self._open} stands twice on the page"
+            self.values[self._open] = "checked" in given if given.get("type") == "checkbox" else given.get("value", "")
+        elif tag == "select":
+            self._open = ""  # suggestions beside a field
+        elif tag == "option" and "selected" in given and self._open:
+            self.values[self._open] = given["value"]
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self.lasttag == "textarea":
+            self.values[self._open] = data
 
 
-def test_simple_and_folded_fields_make_up_all_settings() -> None:
-    shown = (FOLDER_FIELD, *MAIN_FIELDS)
-    folded = [name for names in folded_fields(shown).values() for name in names]
-    assert sorted([*shown, *folded]) == sorted(all_settings())
+def test_every_setting_has_one_field_with_its_default() -> None:
+    found = Fields(train_page({}, "webui", "")).values
+    assert sorted(found) == sorted(all_settings())
+    assert make_config(found) == TrainConfig()
 
 
-def test_a_field_says_what_its_declaration_says(form: SettingsForm) -> None:
-    field = form.fields["min_bucket_reso"]
-    declared = all_settings()["min_bucket_reso"]
-    assert field.label == f"{declared.label} (px)"
-    assert field.info == f"{declared.help} [min_bucket_reso]"
-    assert field.elem_id == "lw-min_bucket_reso"
-    assert form.fields["lr_scheduler"].choices == list(all_settings()["lr_scheduler"].choices or ())
-
-
-def test_a_text_of_several_lines_has_a_field_of_several(form: SettingsForm) -> None:
-    assert (form.fields["sample_prompts"].lines, form.fields["output_name"].lines) == (4, 1)
-    assert form.fields["sample_prompts"].max_lines > 4 and form.fields["output_name"].max_lines == 1
-
-
-def test_defaults_in_the_fields_are_the_default_configuration(form: SettingsForm) -> None:
-    assert form.config([field.value for field in form.inputs]) == TrainConfig()
-
-
-def test_a_configuration_comes_back_out_of_its_fields(form: SettingsForm) -> None:
+def test_other_defaults_stand_in_the_fields() -> None:
     changed = {
         "unet_lr": 3e-4, "learning_rate": 0.00012345, "max_train_epochs": None, "shuffle_caption": True,
-        "training_comment": "<b>ä", "min_snr_gamma": None, "max_token_length": 75, "network_alpha": 0.5,
+        "training_comment": f"{HOSTILE}ä", "min_snr_gamma": None, "max_token_length": 75, "network_alpha": 0.5,
+        "optimizer_type": "my.Optimizer", "lr_scheduler": "rex", "sample_prompts": "a cat --s 5\na dog",
     }  # fmt: skip
-    config = make_config({**changed, "sample_prompts": "a cat --s 5\na dog"})
-    shown = [update["value"] for update in form.updates(config)]
-    assert form.config(shown) == config
+    config = make_config(changed)
+    page = train_page(flat_values(config), "webui", "")
+    assert make_config(Fields(page).values) == config
+    assert "<script>" not in page
 
 
-def test_all_problems_are_named_together(form: SettingsForm) -> None:
-    values = {**{name: field.value for name, field in form.fields.items()}, "network_dim": "many", "seed": "-1"}
-    with pytest.raises(ConfigError) as caught:
-        form.config(list(values.values()))
-    assert [problem.split(" = ")[0] for problem in caught.value.problems] == ["network_dim", "seed"]
+def test_identifiers_are_ours_and_stand_once() -> None:
+    identifiers = Fields(train_page({}, "webui", "")).identifiers
+    assert len(identifiers) == len(set(identifiers))
+    assert all(each.startswith("lw-") for each in identifiers)
+    assert {"lw-start", "lw-look", "lw-plan", "lw-report", "lw-network_dim", "lw-search", "lw-live"} <= set(identifiers)
+
+
+def test_headings_name_settings_that_exist_and_leave_none_out() -> None:
+    known = all_settings()
+    listed = [name for sections in SECTIONS.values() for names in sections.values() for name in names]
+    assert len(listed) == len(set(listed))
+    assert not {FOLDER_FIELD, TRIGGER_FIELD, *MAIN_FIELDS} & set(listed)
+    for group, sections in SECTIONS.items():
+        for name in (name for names in sections.values() for name in names):
+            assert name in known and known[name].group == group, name
+    assert not [group for group, sections in grouped_fields().items() if "More" in sections]
+
+
+def test_a_field_says_what_its_declaration_says() -> None:
+    shown = field("num_repeats", {})
+    declared = all_settings()["num_repeats"]
+    assert f">{declared.label}</label>" in shown and declared.help in shown
+    assert "<code>num_repeats</code> <code>sd-scripts: dataset_repeats</code>" in shown
+    assert 'data-words="repeats how often' in shown and 'data-default="1"' in shown
+    assert "(px)</label>" in field("min_bucket_reso", {})
+    assert "sd-scripts" not in field("train_batch_size", {})
+
+
+def test_kinds_of_fields() -> None:
+    assert '<textarea id="lw-field-sample_prompts"' in field("sample_prompts", {}) and "lw-wide" in field(
+        "sample_prompts", {}
+    )
+    assert re.findall(r'<option[^>]* value="(\w+)"', field("max_token_length", {})) == ["75", "150", "225"]
+    offered = field("lr_scheduler", {"lr_scheduler": "my.Schedule"})
+    assert 'value="my.Schedule"' in offered and '<option value="rex">rex</option>' in offered
+    assert 'placeholder="none"' in field("unet_lr", {})
+    assert 'type="checkbox"' in field("shuffle_caption", {}) and " checked" not in field("shuffle_caption", {})
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [(1e-4, "1e-4"), (16.0, "16"), (0.5, "0.5"), (3e-5, "3e-5"), (0.00012345, "1.2345e-4"), (0.0, "0"), (0.01, "0.01")],
-)
-def test_numbers_as_people_write_them(value: float, text: str) -> None:
-    assert short_number(value) == text
-    assert float(text) == value
+    ("name", "given", "shown"),
+    [
+        ("learning_rate", 1e-4, "1e-4"), ("learning_rate", 3e-5, "3e-5"), ("learning_rate", 0.00012345, "1.2345e-4"),
+        ("network_alpha", 16.0, "16"), ("network_alpha", 0.5, "0.5"), ("noise_offset", 0.0, "0"),
+        ("noise_offset", 0.01, "0.01"), ("unet_lr", None, ""), ("seed", 7, "7"), ("flip_aug", "true", True),
+        ("flip_aug", False, False), ("learning_rate", "1e-3", "1e-3"),
+    ],
+)  # fmt: skip
+def test_values_as_people_write_them(name: str, given: object, shown: object) -> None:
+    assert shown_value(all_settings()[name], given) == shown
 
 
 def test_declared_defaults_survive_their_shown_text() -> None:
-    for name, value in flat_values(TrainConfig()).items():
-        if isinstance(value, float):
-            assert float(short_number(value)) == value, name
+    assert make_config(shown_values(TrainConfig())) == TrainConfig()

@@ -14,6 +14,7 @@ from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.protocols import GenerateRequest, UserError
 from lora_ext.ui.generate_panel import gallery_html
+from lora_ext.ui.page import SCRIPTS
 from lora_ext.ui.sampling_fields import SamplingFields
 from lora_ext.ui.standalone import listen, make_app
 
@@ -31,7 +32,7 @@ def test_page_and_routes(client: TestClient) -> None:
     addresses = set(re.findall(r'(?:src|href)="([^"]+)"', page))
     assert not [address for address in addresses if address.startswith(("http:", "https:", "//"))]
     scripts = sorted(path.name for path in (ROOT / "javascript").glob("*.js"))
-    assert scripts == ["lora_workshop.js", "lora_workshop_samples.js", "lora_workshop_try.js"]
+    assert scripts == list(SCRIPTS)
     own = [f"lora-workshop/{name}" for name in ("style.css", *scripts)]
     assert [address for address in re.findall(r'(?:src|href)="(lora-workshop/[^"]+)"', page)] == own
     assert set(own) <= addresses

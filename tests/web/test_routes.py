@@ -23,7 +23,7 @@ ROUTES = [
     ("POST", "/pause"), ("POST", "/resume"),
     ("POST", "/sample"), ("GET", "/run/x/samples"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
-    ("GET", "/picture"),
+    ("GET", "/picture"), ("GET", "/form"), ("POST", "/form/plan"), ("POST", "/form/start"),
 ]  # fmt: skip
 
 OTHER_SITES = [
@@ -252,3 +252,25 @@ def test_a_file_of_prompts_elsewhere_is_refused(tiny_host, tmp_path: Path, drawn
     config = make_config({"train_data_dir": str(drawn_dataset), "sample_prompts": str(tmp_path / "secret.txt")})
     with pytest.raises(UserError, match="sample_prompts = .*secret.txt: this folder is not open to the page"):
         desk.check_paths(config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reg_data_dir", "dataset_config", "vae", "network_weights", "base_weights", "resume", "logging_dir",
+        "conditioning_data_dir", "validation_data_dir", "output_dir", "sample_prompts",
+    ],
+)  # fmt: skip
+def test_every_path_of_the_settings_obeys_the_desk(tiny_host, tmp_path: Path, drawn_dataset: Path, name: str) -> None:
+    desk = PlanningDesk(tiny_host, [drawn_dataset])
+    inside = {"train_data_dir": str(drawn_dataset)}
+    elsewhere = str(tmp_path / "elsewhere" / "secret.txt")
+    with pytest.raises(UserError, match=f"{name} = .*this folder is not open to the page"):
+        desk.check_paths(make_config({**inside, name: elsewhere}))
+    if name != "dataset_config":  # that one is read at once
+        desk.check_paths(make_config({**inside, name: str(drawn_dataset / "secret.txt")}))
+
+
+def test_networks_and_states_may_be_named_without_a_path(tiny_host, drawn_dataset: Path) -> None:
+    named = {"network_weights": "mine", "base_weights": "one\ntwo", "resume": "mine-000002-state"}
+    PlanningDesk(tiny_host, [drawn_dataset]).check_paths(make_config({"train_data_dir": str(drawn_dataset), **named}))

@@ -54,7 +54,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, webui: WebUI) -> Iter
 def fill(page: Page, setting: str, value: Any) -> None:
     group = page.locator(f".lw-group:has(#lw-{setting})")
     if group.count() and not page.locator(f"#lw-{setting}").is_visible():
-        group.locator(".label-wrap").click()
+        group.locator("summary").click()
     page.locator(f"#lw-{setting}").locator("input, textarea").first.fill(str(value))
 
 

@@ -43,7 +43,8 @@ class LearningSettings:
         None, "LoRA+ ratio, text encoder", "The same for the text encoder alone.", minimum=0.01, maximum=1000
     )
     stop_text_encoder_training: int | None = setting(
-        None, "Stop text encoder", "The text encoder stands still after this share of the steps.", minimum=0,
+        None, "Stop text encoder",
+        "The text encoder stands still after this share of the steps; 0 and 100 train it to the end.", minimum=0,
         maximum=100, unit="%", sd_scripts="stop_text_encoder_training_pct",
     )  # fmt: skip
     optimizer_type: str = setting(

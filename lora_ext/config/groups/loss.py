@@ -52,8 +52,9 @@ class LossSettings:
     max_timestep: int = setting(1000, "Last timestep", "Trains on timesteps below this.", minimum=1, maximum=1000)
     timestep_sampling: str = setting(
         "uniform", "Timesteps",
-        "How often each timestep comes up: all alike; logit_normal and sigmoid favour the middle; early favours the "
-        "clean ones (detail), late the noisy ones (layout).", choices=TIMESTEP_SAMPLINGS, sd_scripts="",
+        "How often each timestep comes up: all alike; logit_normal favours the middle (sigmoid is its usual form); "
+        "early favours the clean ones (detail), late the noisy ones (layout).", choices=TIMESTEP_SAMPLINGS,
+        sd_scripts="",
     )  # fmt: skip
     logit_mean: float = setting(
         0.0, "Logit mean", "Of logit_normal: above 0 favours noisy timesteps.", minimum=-10, maximum=10
@@ -62,7 +63,8 @@ class LossSettings:
         1.0, "Logit deviation", "Of logit_normal: smaller is narrower.", minimum=0.01, maximum=10
     )
     prediction_type: str = setting(
-        "auto", "Prediction", "What the checkpoint predicts; auto takes what the program found out when it loaded it.",
+        "auto", "Prediction",
+        "What the checkpoint predicts; auto takes what was found when it was loaded, which is nearly always right.",
         choices=PREDICTION_TYPES, sd_scripts="v_parameterization",
     )  # fmt: skip
     zero_terminal_snr: bool = setting(
@@ -72,18 +74,22 @@ class LossSettings:
         "l2", "Loss", "How errors count; huber and smooth_l1 mind outliers less.", choices=LOSS_TYPES
     )
     huber_schedule: str = setting(
-        "snr", "Huber schedule", "How huber_c runs over the timesteps.", choices=HUBER_SCHEDULES
-    )
+        "snr", "Huber schedule", "How huber_c runs over the timesteps: alike, or higher for clean ones.",
+        choices=HUBER_SCHEDULES,
+    )  # fmt: skip
     huber_c: float = setting(
         0.1, "Huber c", "Where huber losses turn from squares to straight lines.", minimum=1e-6, maximum=10
     )
-    huber_scale: float = setting(1.0, "Huber scale", "Factor on huber_c.", minimum=0.001, maximum=1000)
+    huber_scale: float = setting(
+        1.0, "Huber scale", "Factor on huber_c; the snr schedule takes none.", minimum=0.001, maximum=1000
+    )
     scale_v_pred_loss_like_noise_pred: bool = setting(
-        False, "Scale v-loss like noise", "Gives v-prediction the weights of noise prediction."
+        False, "Scale v-loss like noise", "Gives the loss of v-prediction the weights of noise prediction's."
     )
     v_pred_like_loss: float | None = setting(
-        None, "v-like loss", "Adds so much of a loss weighted as v-prediction's.", minimum=0, maximum=100
-    )
+        None, "v-like loss", "For noise prediction: adds so much of a loss that is weighted as v-prediction's.",
+        minimum=0, maximum=100,
+    )  # fmt: skip
     debiased_estimation_loss: bool = setting(
         False, "Debiased estimation", "Weighs noisy timesteps up; instead of min-SNR."
     )
@@ -96,6 +102,7 @@ class LossSettings:
     )  # fmt: skip
     prior_prediction_weight: float = setting(
         0.0, "Prior prediction",
-        "Holds regularisation pictures to what the base itself predicts for them instead of their pixels, with this "
-        "weight; 0 switches it off.", minimum=0, maximum=100, sd_scripts="",
+        "Holds the network to what the base predicts without it, with this weight: for regularisation pictures, which "
+        "take a third longer then, or where there are none for the training pictures under the class prompt, which "
+        "takes twice the time; 0 switches it off.", minimum=0, maximum=100, sd_scripts="",
     )  # fmt: skip

@@ -24,7 +24,7 @@ _ELEMENT = "lora_workshop"
 class Upstairs:
     """What lies in layers above the host, as the entry script hands it in.
 
-    What makes the tab, the routes, and the desk that looks at datasets for both; and where the demo's files are.
+    What makes the tab, the routes, and the desk that looks at datasets for them; and where the demo's files are.
     """
 
     make_tab: Callable[..., Any]
@@ -55,10 +55,8 @@ def allowed_roots() -> Sequence[Path] | None:
 
 
 def _tab(upstairs: Upstairs) -> Any:
-    host = get_host()
-    desk = upstairs.make_desk(host, allowed_roots())
     defaults = page_defaults(upstairs.demo)
-    tab = upstairs.make_tab(host, get_runner(), desk=desk, defaults=defaults, page_key=PAGE_KEY)
+    tab = upstairs.make_tab(get_host(), defaults=defaults, page_key=PAGE_KEY)
     for component in tab.blocks.values():  # else the WebUI would keep today's defaults in ui-config.json for ever
         component.do_not_save_to_config = True
     return tab

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from modules import devices, paths_internal, sd_models, sd_samplers, sd_vae, shared
+from modules import (
+    devices,
+    paths_internal,
+    sd_models,
+    sd_samplers,
+    sd_samplers_kdiffusion,
+    sd_schedulers,
+    sd_vae,
+    shared,
+)
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import PatchLedger
@@ -92,8 +101,11 @@ class WebUIHost:
         )
 
     def samplers(self) -> list[str]:
-        """The WebUI's samplers."""
-        return [sampler.name for sampler in sd_samplers.all_samplers]
+        """The WebUI's samplers, and those that take a schedule with each behind the name, as in "DPM++ 2M Karras"."""
+        names = [sampler.name for sampler in sd_samplers.all_samplers]
+        schedules = [schedule.label for schedule in sd_schedulers.schedulers[1:]]
+        takers = [sampler.name for sampler in sd_samplers_kdiffusion.samplers_data_k_diffusion]
+        return names + [f"{name} {schedule}" for name in takers if name in names for schedule in schedules]
 
     def folders(self) -> Folders:
         """The WebUI's folder for networks (and LyCORIS' where it has one), and ours in its data folder."""

@@ -58,7 +58,7 @@ network_module = "networks.lora"
 network_dim = 32
 network_alpha = 16
 network_args = ["conv_dim=8", "conv_alpha=4", "block_lr_zero_threshold=0.1"]
-optimizer_type = "prodigy"
+optimizer_type = "adamw8BIT"
 optimizer_args = ["decouple=True", "betas=(0.9, 0.99)"]
 text_encoder_lr = [5e-5]
 lr_warmup_steps = 0.1
@@ -74,7 +74,7 @@ def test_sd_scripts_toml_with_and_without_sections(text: str) -> None:
     assert differences(imported) == {
         "output_name": "cat", "train_data_dir": "pictures", "resolution": "512,768", "shuffle_caption": True,
         "keep_tokens": 1, "network_dim": 32, "network_alpha": 16.0, "conv_dim": 8, "conv_alpha": 4.0,
-        "optimizer_type": "Prodigy", "optimizer_args": "decouple=True betas=(0.9,0.99)", "text_encoder_lr": 5e-5,
+        "optimizer_type": "AdamW8bit", "optimizer_args": "decouple=True betas=(0.9,0.99)", "text_encoder_lr": 5e-5,
         "lr_warmup_steps": 0.1,
     }  # fmt: skip
     assert imported.base_model == "D:\\models\\anything-v3.safetensors"
@@ -405,6 +405,7 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
         ({"scale_weight_norms": 0, "save_every_n_steps": 0, "noise_offset": 0, "conv_dim": 0},
          {"scale_weight_norms": None, "save_every_n_steps": None, "noise_offset": 0.0, "conv_dim": None}),
         ({"stop_text_encoder_training": -1}, {"network_train_unet_only": True}),
+        ({"optimizer_args": '"decouple=True" "betas=0.9,0.99"'}, {"optimizer_args": "decouple=True betas=0.9,0.99"}),
         ({"optimizer_type": "some.package.Class"}, {"optimizer_type": "some.package.Class"}),
         ({"use_lion_optimizer": True, "caption_extention": "txt", "resolution": [512, 512]},
          {"optimizer_type": "Lion", "caption_extension": ".txt", "resolution": "512"}),

@@ -12,7 +12,7 @@ from lora_ext.protocols import CheckpointInfo
 from lora_ext.training.plan import TrainingPlan
 from lora_ext.web.checkpoint_line import checkpoint_line
 from lora_ext.web.pictures import THUMBNAIL, picture_url
-from lora_ext.web.planning import Look, bucket_of, count_tokens
+from lora_ext.web.planning import Look, bucket_sizes, count_tokens
 
 _MOST_THUMBNAILS = 400
 
@@ -42,7 +42,7 @@ def hint(text: str) -> str:
     return f'<p class="lw-hint">{escape(text)}</p>'
 
 
-def dataset_report(look: Look, config: TrainConfig) -> str:
+def dataset_report(look: Look) -> str:
     """Counts, problems, warnings and thumbnails of a dataset."""
     report, entries = look.report, look.scan.images
     facts = [
@@ -58,15 +58,15 @@ def dataset_report(look: Look, config: TrainConfig) -> str:
     return (
         f'<div class="lw-report"><p class="lw-facts">{" · ".join(facts)}</p><ul class="lw-folders">{folders}</ul>'
         f"{errors(report.problems) if report.problems else ''}{warnings(report.warnings)}"
-        f"{_thumbnails(look, config)}</div>"
+        f"{_thumbnails(look)}</div>"
     )
 
 
-def _thumbnails(look: Look, config: TrainConfig) -> str:
+def _thumbnails(look: Look) -> str:
     entries = look.scan.images
     cells = []
-    for entry in entries[:_MOST_THUMBNAILS]:
-        width, height = bucket_of(entry, config)
+    shown = zip(entries[:_MOST_THUMBNAILS], bucket_sizes(look.scan), strict=False)
+    for entry, (width, height) in shown:
         caption = escape(entry.caption)
         source = "" if entry.caption_file else ' <i class="lw-mark">no caption file</i>'
         name, address = escape(entry.path.name), escape(picture_url(entry.path, THUMBNAIL))

@@ -1,0 +1,77 @@
+"""Weights of an autoencoder from a file of its own, or from a checkpoint that holds one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
+from torch import Tensor
+
+from lora_ext.protocols import UserError
+
+_PREFIX = "first_stage_model."
+_FIRST_LAYER = "encoder.conv_in.weight"
+_DIFFUSERS_LAYER = "encoder.down_blocks.0.resnets.0.conv1.weight"
+_PICKLED = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def read_vae_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a VAE in ldm's layout by their names in the module, on the CPU.
+
+    Reads a VAE alone and a whole checkpoint; UserError where the file is neither, or holds more than weights.
+    """
+    if not path.is_file():
+        raise UserError(f"vae = {path}: there is no such file; give a VAE's .safetensors, .pt or .ckpt, or nothing")
+    suffix = path.suffix.lower()
+    if suffix != ".safetensors" and suffix not in _PICKLED:
+        raise UserError(f"vae = {path}: allowed are files ending in .safetensors, {', '.join(_PICKLED)}")
+    try:
+        tensors = _read_safetensors(path) if suffix == ".safetensors" else _read_pickled(path)
+    except OSError as error:
+        raise UserError(f"vae = {path}: cannot be read ({error.strerror or error})") from error
+    if _FIRST_LAYER not in tensors:
+        kind = "is a VAE in diffusers' layout: give one" if _DIFFUSERS_LAYER in tensors else "holds no VAE: give a file"
+        raise UserError(f"vae = {path}: {kind} with names such as {_FIRST_LAYER}")
+    return tensors
+
+
+def _of_the_vae(names: Iterable[str]) -> list[str]:
+    """The names of a checkpoint's VAE, or all of them where the file is a VAE alone."""
+    every = list(names)
+    return [name for name in every if name.startswith(_PREFIX)] or every
+
+
+def _module_name(stored: str) -> str:
+    return stored.removeprefix(_PREFIX)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        opened: Any = safe_open(path, framework="pt")
+        with opened as file:
+            return {_module_name(name): file.get_tensor(name) for name in _of_the_vae(file.keys())}
+    except SafetensorError as error:
+        raise UserError(f"vae = {path}: is no whole safetensors file ({error}): copy or download it again") from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"vae = {path}: holds more than weights and is not opened, because that could run code; "
+            "convert it to .safetensors if you trust where it comes from"
+        ) from error
+    except Exception as error:  # foreign bytes make the unpickler fail in every way there is
+        raise UserError(f"vae = {path}: is no VAE, or is truncated ({type(error).__name__}: {error})") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    found = content if isinstance(content, dict) else {}
+    tensors = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    return {_module_name(name): tensors[name] for name in _of_the_vae(tensors)}

@@ -1,0 +1,56 @@
+"""name=value arguments of optimizers and schedules, as sd-scripts' users write them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+_NAME = re.compile(r"(?:^|(?<=\s))([A-Za-z_]\w*)\s*=(?!=)")
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_arguments(text: str) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of a text such as `betas=0.9,0.99 decouple=True`, and what is wrong with it in words.
+
+    Values are Python literals; commas make tuples, and what is no literal is text. Pairs stand apart by white space.
+    """
+    starts = list(_NAME.finditer(text))
+    arguments: dict[str, Any] = {}
+    problems: list[str] = []
+    stray = text[: starts[0].start()].strip() if starts else text.strip()
+    if stray:
+        problems.append(f"{stray!r} is no name=value pair: write pairs such as weight_decay=0.01, a space between them")
+    for number, start in enumerate(starts):
+        end = starts[number + 1].start() if number + 1 < len(starts) else len(text)
+        name, value = start.group(1), text[start.end() : end].strip().rstrip(",;")
+        if not value:
+            problems.append(f"{name} has no value: write {name}=value")
+        elif name in arguments:
+            problems.append(f"{name} is given twice: leave one of them out")
+        else:
+            arguments[name] = _value(value)
+    return arguments, problems
+
+
+def parse_numbers(text: str) -> list[float] | None:
+    """The numbers of a text that has them between commas or white space; None where one is no number."""
+    try:
+        return [float(word) for word in re.split(r"[,\s]+", text.strip()) if word]
+    except ValueError:
+        return None
+
+
+def _value(text: str) -> Any:
+    """A literal, a tuple of them, or the text itself."""
+    word = text.lower()
+    if word in _WORDS:
+        return _WORDS[word]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and all(part.lower() in _WORDS for part in parts):
+        return tuple(_WORDS[part.lower()] for part in parts)
+    return text

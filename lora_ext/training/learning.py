@@ -1,0 +1,128 @@
+"""What learns: optimizer, rates, average of the weights and their longest norm, as one state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ext.config.learning_rules import is_schedule_free
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.max_norm import MaxNorm, NormReport
+from lora_ext.networks.network import Network
+from lora_ext.training.averaging import WeightAverage
+from lora_ext.training.optimizers import check_optimizer, make_optimizer
+from lora_ext.training.rates import RateRun, learning_rate_curve, parameter_groups
+from lora_ext.training.state_packing import pack, unpack
+
+
+def check_learning(config: TrainConfig, device: torch.device) -> None:
+    """Raise UserError where optimizer, schedule or their arguments are not to be had, or fail on the device."""
+    check_optimizer(config.learning, device)
+    learning_rate_curve(config, total_steps=1)
+
+
+class Learning:
+    """Optimizer and schedule of a network, and what acts on its weights after each of the optimizer's steps.
+
+    `begin_step` comes before an update, `optimizer.step()` is the update; what follows it (max norm, the running
+    average) is hooked to it, so that updates that are left out leave nothing behind.
+    """
+
+    def __init__(self, network: Network, config: TrainConfig, total_steps: int) -> None:
+        self.network = network
+        self.optimizer = make_optimizer(parameter_groups(config, network.adapters), config.learning)
+        self._rates = RateRun(self.optimizer, config, total_steps)
+        self._parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
+        self._max_norm = None if limit is None else MaxNorm(network.adapters.values(), limit)
+        self._average = None if decay is None else WeightAverage(self._parameters, decay)
+        self._has_other_weights = self._average is not None or is_schedule_free(config.learning)
+        self._others_are_in = False
+        self.optimizer.register_step_post_hook(self._after_update)
+
+    def begin_step(self, step: int) -> None:
+        """Set the rates of update 0, 1, …; the text encoder stands still from its step on."""
+        self._rates.begin_step(step)
+
+    def rates(self) -> dict[str, float]:
+        """The step's rates by group, after its update; for optimizers that find d, also d·lr."""
+        return self._rates.rates()
+
+    def norm_report(self) -> NormReport | None:
+        """What max norm did in the last update; None where it is off. Waits for the device."""
+        return None if self._max_norm is None else self._max_norm.report()
+
+    @contextmanager
+    def weights_for_use(self) -> Iterator[None]:
+        """The weights that files, samples and validation take: averaged ones where there are any.
+
+        Afterwards every parameter has the very bits that it had. May be entered again inside.
+        """
+        if not self._has_other_weights or self._others_are_in:
+            yield
+            return
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        self._others_are_in = True
+        try:
+            self._put_others_in()
+            yield
+        finally:
+            self._put_back(kept)
+            self._others_are_in = False
+
+    def tensors_for_file(self) -> dict[str, Tensor]:
+        """The network's tensors by their names in a file, with the weights for use."""
+        with self.weights_for_use():
+            return self.network.state_dict_for_file()
+
+    def state_dict(self) -> tuple[dict[str, Tensor], Any]:
+        """Everything that goes on with the next step, but the network: tensors by name, and JSON."""
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "schedule": self._rates.state_dict()}
+        if self._average is not None:
+            state["average"] = {"updates": self._average.updates, "weights": self._average.averages}
+        tensors: dict[str, Tensor] = {}
+        packed = pack(state, "learning", tensors)
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, packed
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor], packed: Any) -> None:
+        """Go on from what `state_dict` gave, for the same settings and network."""
+        state = unpack(packed, tensors)
+        self._load_optimizer(state["optimizer"])
+        self._rates.load_state_dict(state["schedule"])
+        if self._average is not None:
+            self._average.updates = state["average"]["updates"]
+            for average, saved in zip(self._average.averages, state["average"]["weights"], strict=True):
+                average.copy_(saved)
+
+    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Load the optimizer's state in the very dtypes that it was saved in: torch casts to the parameters'."""
+        self.optimizer.load_state_dict(dict(state))
+        for number, parameter in enumerate(self._parameters):
+            present = self.optimizer.state[parameter] if number in state["state"] else {}
+            for name, saved in state["state"].get(number, {}).items():
+                if isinstance(saved, Tensor) and present[name].dtype != saved.dtype:
+                    present[name] = saved.to(present[name].device, copy=True)
+
+    def _after_update(self, *_: object) -> None:
+        if self._max_norm is not None:
+            self._max_norm.apply()
+        if self._average is not None:
+            self._average.update()
+
+    def _put_others_in(self) -> None:
+        if self._average is not None:
+            self._average.put_in()
+        else:
+            self.optimizer.eval()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _put_back(self, kept: list[Tensor]) -> None:
+        if self._average is None:
+            self.optimizer.train()  # type: ignore[attr-defined]
+        for parameter, tensor in zip(self._parameters, kept, strict=True):
+            parameter.copy_(tensor)

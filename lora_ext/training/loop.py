@@ -1,0 +1,99 @@
+"""The loop over a run's epochs and steps, with everything that happens between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.dataset import Batch
+from lora_ext.protocols import Control, EpochReport, Events, StepReport
+from lora_ext.training.pausing import PausePlace, Pauses
+from lora_ext.training.plan import saves_epoch
+from lora_ext.training.run import Run, mean_finite
+from lora_ext.training.step import windows
+
+
+class TrainingLoop:
+    """Takes a run from its first step to its last file; without a `pause_place` it is never paused."""
+
+    def __init__(
+        self, run: Run, config: TrainConfig, events: Events, control: Control, pause_place: PausePlace | None
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.events = events
+        self.control = control
+        self.pause_place = pause_place
+
+    def train(self) -> None:
+        """All epochs, or as many as there are until the run is to end, and the last file."""
+        run, plan = self.run, self.run.plan
+        self.events.run_started(plan.total_steps, plan.total_epochs)
+        run.samples.before_first_step()
+        self.control.raise_if_stopping()
+        for epoch in range(1, plan.total_epochs + 1):
+            run.epoch, run.epoch_losses = epoch, []
+            self._take_epoch()
+            if self.control.stopping:
+                break
+            self._end_epoch()
+            if self.control.stopping:
+                break
+        if not self.control.cancelled:
+            run.saver.save_last(run.epoch, run.steps)
+        if run.steps == plan.total_steps:
+            run.samples.after_last_step(run.epoch, run.steps)
+
+    def _take_epoch(self) -> None:
+        """The steps of one epoch, up to the run's last one or until the run is to end."""
+        run = self.run
+        accumulation = self.config.learning.gradient_accumulation_steps
+        for batches in windows(run.dataset.batches(run.epoch), accumulation):
+            self._take_step(batches)
+            if run.steps < run.plan.total_steps:
+                self._pause_where_asked()
+            if self.control.stopping or run.steps == run.plan.total_steps:
+                return
+            if self.control.take_save_request():
+                run.saver.save_step(run.epoch, run.steps)
+            run.samples.after_step(run.epoch, run.steps)
+            if self.control.stopping:
+                return
+
+    def _end_epoch(self) -> None:
+        """Report an epoch that is complete; its file and its samples where they are wanted."""
+        run, plan = self.run, self.run.plan
+        self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
+        norms = run.learning.norm_report()
+        if norms is not None:
+            self.events.message("info", f"Epoch {run.epoch}: {norms.sentence()}.")
+        if saves_epoch(self.config.saving, run.epoch, plan.total_epochs):
+            run.saver.save_epoch(run.epoch, run.steps)
+        if run.steps < plan.total_steps:
+            run.samples.after_epoch(run.epoch, run.steps)
+
+    def _pause_where_asked(self) -> None:
+        """Hand the checkpoint back until the run goes on, perhaps with another instance of it, or is to end."""
+        if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
+            return
+        run = self.run
+        Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
+        checkpoint = run.session.checkpoint
+        run.step.checkpoint = checkpoint
+        run.conditioning.encoder = checkpoint.text_encoders[0]
+
+    def _take_step(self, batches: Sequence[Batch]) -> None:
+        """One optimizer update, and its report."""
+        run, plan = self.run, self.run.plan
+        began = time.perf_counter()
+        run.learning.begin_step(run.steps)
+        loss = run.step.update(batches, run.steps)
+        run.losses.append(loss)
+        run.epoch_losses.append(loss)
+        if not math.isfinite(loss):
+            self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
+        seconds = time.perf_counter() - began
+        rates = run.learning.rates()
+        self.events.step(StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds))

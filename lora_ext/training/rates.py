@@ -1,0 +1,234 @@
+"""Learning rates: of the parts, blocks and factors of a network, and how they run over the steps."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ext.config.arguments import parse_arguments, parse_numbers
+from lora_ext.config.learning_rules import sets_its_own_rate
+from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.blocks import adapted_blocks, number_of_block
+from lora_ext.networks.lora import LoraAdapter
+from lora_ext.networks.targets import adapts_convolutions
+from lora_ext.protocols import UserError
+from lora_ext.training.class_paths import check_arguments, class_at, make
+from lora_ext.training.optimizers import make_optimizer
+from lora_ext.training.schedules import Factor, lr_factor, schedule_name
+
+_PARTS = ("unet", "text_encoder")
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Parameters that share a learning rate: those of a part, of the blocks with a factor, of the up weights."""
+
+    part: str
+    factor: float
+    is_up: bool
+    rate: float
+
+    @property
+    def label(self) -> str:
+        """The group's name in logs: "unet", "unet x0.5", "text_encoder up"."""
+        return self.part + (f" x{self.factor:g}" if self.factor != 1.0 else "") + (" up" if self.is_up else "")
+
+
+def learning_rates(config: TrainConfig) -> dict[str, float]:
+    """Learning rate of each part that is trained: "unet", "text_encoder"; a part with rate 0 is left out.
+
+    Raises UserError where nothing is left to train.
+    """
+    learning, network = config.learning, config.network
+    rates: dict[str, float] = {}
+    if not network.network_train_text_encoder_only:
+        rates["unet"] = learning.learning_rate if learning.unet_lr is None else learning.unet_lr
+    if not network.network_train_unet_only:
+        own = learning.text_encoder_lr
+        rates["text_encoder"] = learning.learning_rate if own is None else own
+    trained = {part: rate for part, rate in rates.items() if rate > 0}
+    if not trained:
+        names = ", ".join("unet_lr" if part == "unet" else "text_encoder_lr" for part in rates)
+        raise UserError(f"nothing is left to train: {names} = 0; set learning_rate, or a rate of its own, above 0")
+    return trained
+
+
+def block_factors(config: TrainConfig) -> list[float] | None:
+    """Factor on the U-Net's rate for each of its blocks; None where all have the same."""
+    return parse_numbers(config.learning.block_lr) or None
+
+
+def rate_groups(config: TrainConfig) -> list[RateGroup]:
+    """The groups that a run's optimizer has, the U-Net's first; blocks with the same factor share one."""
+    factors = block_factors(config)
+    if factors is not None:
+        blocks = adapted_blocks(len(factors), adapts_convolutions(config.network))
+        factors = sorted({factors[block] for block in blocks} - {0.0}, reverse=True)
+    groups = []
+    for part, rate in learning_rates(config).items():
+        ratio = _up_ratio(config, part)
+        for factor in (factors if part == "unet" else None) or [1.0]:
+            groups.append(RateGroup(part, factor, False, rate * factor))
+            if ratio is not None:
+                groups.append(RateGroup(part, factor, True, rate * factor * ratio))
+    return groups
+
+
+def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, Any]]:
+    """The optimizer's groups over the adapters' parameters: `params`, `lr`, `initial_lr`, `part`, `label`."""
+    members: dict[tuple[str, float, bool], list[Tensor]] = {}
+    factors = block_factors(config)
+    for adapter in adapters.values():
+        part = adapter.target.group
+        factor = number_of_block(factors if part == "unet" else None, adapter.target.block, 1.0)
+        apart = _up_ratio(config, part) is not None
+        members.setdefault((part, factor, False), []).append(adapter.lora_down.weight)
+        members.setdefault((part, factor, apart), []).append(adapter.lora_up.weight)
+    return [
+        _group(each, members[each.part, each.factor, each.is_up])
+        for each in rate_groups(config)
+        if (each.part, each.factor, each.is_up) in members
+    ]
+
+
+def _group(group: RateGroup, parameters: Sequence[Tensor]) -> dict[str, Any]:
+    known = {"lr": group.rate, "initial_lr": group.rate, "part": group.part, "label": group.label}
+    return {"params": list(parameters), **known}
+
+
+def _up_ratio(config: TrainConfig, part: str) -> float | None:
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): factor on the rate of a part's up weights."""
+    learning = config.learning
+    own = learning.loraplus_unet_lr_ratio if part == "unet" else learning.loraplus_text_encoder_lr_ratio
+    return own or learning.loraplus_lr_ratio
+
+
+class RateRun:
+    """Sets the rates of an optimizer's groups step by step, by a named schedule or a scheduler's class.
+
+    From the step on at which the text encoder is to stand still its groups have rate 0, and their parameters take no
+    gradient any more, which leaves them out of the backward pass and of every optimizer's work.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> None:
+        self.optimizer = optimizer
+        self.scheduler: Any = None
+        self._is_own = sets_its_own_rate(config.learning)
+        self._stop = text_encoder_stop(config, total_steps)
+        self._factor: Factor = _unchanged
+        self._step = 0
+        self._scheduler_steps = 0
+        if "." in schedule_name(config.learning):
+            self.scheduler = make_scheduler(optimizer, config)
+        else:
+            self._factor = lr_factor(config.learning, total_steps)
+
+    def begin_step(self, step: int) -> None:
+        """Set the rates of update 0, 1, …; steps come in their order."""
+        self._step = step
+        if self.scheduler is not None:
+            self._advance(step)
+        for group in self.optimizer.param_groups:
+            if self._stands_still(group):
+                _take_out(group)
+            elif self.scheduler is None and not self._is_own:
+                group["lr"] = group["initial_lr"] * self._factor(step)
+
+    def rates(self) -> dict[str, float]:
+        """The rates of the present step by label; for optimizers that find d, also d·lr."""
+        found: dict[str, float] = {}
+        for group in self.optimizer.param_groups:
+            rate = self._factor(self._step) if self._is_own else float(group["lr"])
+            found[group["label"]] = rate = 0.0 if self._stands_still(group) else rate
+            if "d" in group:
+                found[f"{group['label']} d*lr"] = float(group["d"]) * rate
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a class of a scheduler knows; named schedules know nothing but the step."""
+        return {} if self.scheduler is None else {"steps": self._scheduler_steps, "own": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        if self.scheduler is not None:
+            self._scheduler_steps = int(state["steps"])
+            self.scheduler.load_state_dict(state["own"])
+
+    def _stands_still(self, group: Mapping[str, Any]) -> bool:
+        return group["part"] == "text_encoder" and self._step >= self._stop
+
+    def _advance(self, step: int) -> None:
+        """Step the scheduler up to here; torch warns where the optimizer's own steps are fewer, as after bad ones."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            while self._scheduler_steps < step:
+                self.scheduler.step()
+                self._scheduler_steps += 1
+
+
+def text_encoder_stop(config: TrainConfig, total_steps: int) -> float:
+    """The step, from 0, from which on the text encoder stands still; infinite where it never does."""
+    share = config.learning.stop_text_encoder_training
+    return math.ceil(total_steps * share / 100) if share and share < 100 else math.inf
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
+    """The scheduler of a class path on this optimizer; UserError where it cannot be had or wants more than steps."""
+    learning = config.learning
+    path = learning.lr_scheduler.strip()
+    kind: Any = class_at(path, "lr_scheduler", torch.optim.lr_scheduler.LRScheduler)
+    if "metrics" in inspect.signature(kind.step).parameters:
+        raise UserError(f"lr_scheduler = {path!r} goes by the loss, which a run does not tell it: choose another")
+    arguments, problems = parse_arguments(learning.lr_scheduler_args)
+    if problems:
+        raise UserError(f"lr_scheduler_args: {'; '.join(problems)}")
+    check_arguments(kind, arguments, "lr_scheduler_args", frozenset({"self", "optimizer"}))
+    started = [group.pop("initial_lr") for group in optimizer.param_groups]  # some begin with a rate of their own
+    scheduler = make(kind, "lr_scheduler_args", optimizer, **arguments)
+    for group, rate in zip(optimizer.param_groups, started, strict=True):
+        group.setdefault("initial_lr", rate)
+    return scheduler
+
+
+def learning_rate_curve(config: TrainConfig, total_steps: int, every: int = 1) -> dict[str, list[float]]:
+    """Rates by label over the steps of a run, each `every`th of them, exactly as they will be set.
+
+    For optimizers that find d it is the schedule's part alone. Raises UserError where optimizer or schedule cannot be
+    had.
+    """
+    groups = [_group(each, [nn.Parameter(torch.zeros(1, 1))]) for each in rate_groups(config)]
+    if "." in schedule_name(config.learning):
+        optimizer = make_optimizer(groups, config.learning)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=1.0)  # it is not stepped: any one holds the rates
+    run = RateRun(optimizer, config, total_steps)
+    curve: dict[str, list[float]] = {group["label"]: [] for group in groups}
+    for step in range(total_steps):
+        if run.scheduler is None and step % every:
+            continue
+        run.begin_step(step)
+        if step % every == 0:
+            rates = run.rates()
+            for label, points in curve.items():
+                points.append(rates[label])
+    return curve
+
+
+def _unchanged(step: int) -> float:
+    return 1.0
+
+
+def _take_out(group: dict[str, Any]) -> None:
+    """Leave a group's parameters as they are from now on."""
+    if group["lr"] is not None:  # AdaFactor's groups have none
+        group["lr"] = 0.0
+    for parameter in group["params"]:
+        parameter.requires_grad_(False)
+        parameter.grad = None

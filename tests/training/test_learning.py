@@ -1,0 +1,174 @@
+"""What acts on the weights after each update, the weights for use, and a state from which everything goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_ext.config.groups.learning import OPTIMIZERS
+from lora_ext.config.train_config import make_config
+from lora_ext.networks.network import Network
+from lora_ext.networks.targets import Target
+from lora_ext.protocols import UserError
+from lora_ext.training.averaging import WeightAverage
+from lora_ext.training.learning import Learning, check_learning
+from lora_ext.training.optimizers import optimizer_problem
+from lora_ext.training.state_packing import pack, unpack
+
+STEPS = 8
+HERE = [name for name in OPTIMIZERS if optimizer_problem(name) is None]
+
+
+def module(size: int) -> nn.Linear:
+    return nn.Linear(4, size, bias=False).requires_grad_(False)
+
+
+def learning(**values: Any) -> Learning:
+    targets = [Target("a", module(6), 2, 2.0, "unet", 4), Target("b", module(5), 2, 2.0, "text_encoder")]
+    network = Network(targets, torch.Generator().manual_seed(0))
+    defaults = {"learning_rate": 0.05, "lr_scheduler": "linear"}
+    return Learning(network, make_config({**defaults, **values}), STEPS)
+
+
+def take_step(made: Learning, step: int) -> None:
+    """One update with a gradient that depends on the weights, the parameter and the step alone."""
+    made.begin_step(step)
+    for number, parameter in enumerate(made.network.parameters()):
+        generator = torch.Generator().manual_seed(100 * step + number)
+        if parameter.requires_grad:
+            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
+    made.optimizer.step()
+    made.optimizer.zero_grad(set_to_none=True)
+
+
+def weights(made: Learning) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in made.network.parameters()]
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+STATES = [
+    *({"optimizer_type": name} for name in HERE),
+    {"ema_decay": 0.9, "scale_weight_norms": 0.5},
+    {"stop_text_encoder_training": 50, "ema_decay": 0.9},
+    {"lr_scheduler": "torch.optim.lr_scheduler.OneCycleLR", "lr_scheduler_args": "max_lr=0.1 total_steps=8"},
+    {"optimizer_type": "torch.optim.NAdam", "loraplus_lr_ratio": 4},
+]
+
+
+@pytest.mark.parametrize("values", STATES, ids=lambda values: " ".join(map(str, values.values())))
+@pytest.mark.parametrize("after", [3, 6])
+def test_going_on_from_a_state_is_going_on(values: dict[str, Any], after: int) -> None:
+    whole = learning(**values)
+    for step in range(after):
+        take_step(whole, step)
+    tensors, packed = whole.state_dict()
+    network = whole.network.state_dict_for_file()
+    for step in range(after, STEPS):
+        take_step(whole, step)
+
+    resumed = learning(**values)
+    resumed.network.load_tensors(network)
+    resumed.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(packed)))
+    for step in range(after, STEPS):
+        take_step(resumed, step)
+    assert equal(weights(resumed), weights(whole))
+    assert resumed.rates() == whole.rates()
+    with whole.weights_for_use(), resumed.weights_for_use():
+        assert equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(
+    "values", [{"ema_decay": 0.9}, *({"optimizer_type": f"{name}ScheduleFree"} for name in ("AdamW", "RAdam", "SGD"))]
+)
+def test_the_weights_for_use_come_and_go(values: dict[str, Any]) -> None:
+    made = learning(**values)
+    for step in range(STEPS):  # RAdam stands still in its first five
+        take_step(made, step)
+    before = weights(made)
+    with made.weights_for_use():
+        inside = weights(made)
+        assert not equal(inside, before)
+        with made.weights_for_use():
+            assert equal(weights(made), inside)
+        assert equal(weights(made), inside)
+    assert equal(weights(made), before)
+    file = made.tensors_for_file()
+    assert torch.equal(file["a.lora_up.weight"], inside[1])
+    with pytest.raises(KeyError), made.weights_for_use():
+        raise KeyError
+    assert equal(weights(made), before)
+
+
+def test_using_the_weights_changes_nothing_of_the_run() -> None:
+    plain, used = learning(optimizer_type="AdamWScheduleFree"), learning(optimizer_type="AdamWScheduleFree")
+    for step in range(6):
+        take_step(plain, step)
+        with used.weights_for_use():
+            pass
+        take_step(used, step)
+    assert equal(weights(plain), weights(used))
+
+
+def test_without_averages_the_weights_for_use_are_the_weights() -> None:
+    made = learning()
+    take_step(made, 0)
+    before = weights(made)
+    with made.weights_for_use():
+        assert equal(weights(made), before)
+
+
+def test_the_average_in_numbers() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    average = WeightAverage([parameter], 0.5)
+    found = []
+    for value in (1.0, 2.0, 3.0):
+        parameter.data.fill_(value)
+        average.update()
+        found.append(average.averages[0].item())
+    # Decays 2/11, 3/12, 4/13: 9/11; then 9/44 + 3/2; then 4/13 of that + 27/13.
+    assert found == pytest.approx([0.8181818, 1.7045455, 2.6013986])
+
+
+def test_max_norm_is_held_and_told() -> None:
+    made = learning(scale_weight_norms=0.3, learning_rate=1.0, lr_scheduler="constant")
+    assert made.norm_report() is None
+    take_step(made, 0)
+    report = made.norm_report()
+    assert report is not None and report.keys_scaled == 2
+    assert report.average == pytest.approx(0.3, rel=1e-5) and report.maximum == pytest.approx(0.3, rel=1e-5)
+    assert report.sentence() == "2 keys scaled, average norm 0.3, longest 0.3"
+    for adapter in made.network.adapters.values():
+        delta = adapter.lora_up.weight @ adapter.lora_down.weight * adapter.scale
+        assert float(delta.detach().norm()) == pytest.approx(0.3, rel=1e-5)
+    assert learning().norm_report() is None
+
+
+def test_what_is_wrong_is_found_before_the_start() -> None:
+    cpu = torch.device("cpu")
+    check_learning(make_config({}), cpu)
+    for values, words in [
+        ({"optimizer_type": "Nothing"}, "Nothing"),
+        ({"lr_scheduler": "nothing"}, "'nothing': allowed is one of constant"),
+        ({"optimizer_args": "no=1"}, "AdamW has no no"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            check_learning(make_config(values), cpu)
+
+
+def test_a_state_is_packed_as_tensors_and_json() -> None:
+    state = {"a": (1, 2.5, None), 3: [True, {"t": torch.ones(2)}], "empty": {}}
+    tensors: dict[str, Tensor] = {}
+    packed = pack(state, "s", tensors)
+    assert list(tensors) == ["s.3.1.t"]
+    back = unpack(json.loads(json.dumps(packed)), tensors)
+    assert back["a"] == (1, 2.5, None) and back[3][0] is True and back["empty"] == {}
+    assert back[3][1]["t"] is tensors["s.3.1.t"]
+    with pytest.raises(UserError, match=r"s\.f holds a function"):
+        pack({"f": pack}, "s", {})
