@@ -31,7 +31,7 @@ def network_contradictions(config: TrainConfig) -> Iterable[_Problem]:
             "bf16, or switch full_bf16 off",
         )
     schedule = config.learning.lr_scheduler.strip()
-    if schedule not in SCHEDULES and "." not in schedule and not schedule.startswith("adafactor:"):
+    if schedule not in SCHEDULES and "." not in schedule:
         near = difflib.get_close_matches(schedule, SCHEDULES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         yield (
