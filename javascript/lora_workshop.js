@@ -6,12 +6,14 @@
   const RUNNING_MS = 1000;
   const IDLE_MS = 4000;
   const LOST_MS = 60000;
+  const CHART_MS_PER_STEP = 2;
   const STATES = {
     queued: "waiting", running: "training", paused: "paused", finished: "finished",
     stopped: "stopped", failed: "failed", crashed: "crashed",
   };
   /* What the other scripts of the page add: onMount(), onStatus(status), onRun(run, place), fileButtons(path, run). */
   const core = { onMount: [], onStatus: [], onRun: [], fileButtons: [] };
+  let chartAt = 0;
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
@@ -72,7 +74,7 @@
   }
 
   const grouped = (number) => number.toLocaleString("en-US");
-  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.safetensors$/, "");
+  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.(safetensors|ckpt)$/, "");
   const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "");
 
   function facts(status) {
@@ -94,6 +96,24 @@
     return parts.join(" · ");
   }
 
+  const MOST_RATES = 6;
+  const PARTS = { unet: "U-Net", text_encoder: "text encoder" };
+  const short = (number) => (number !== 0 && Math.abs(number) < 0.01 ? number.toExponential(2).replace(/\.?0+e/, "e") : number.toPrecision(3));
+  const bestOf = (run) => (run.best_epoch === null ? "" : `epoch ${run.best_epoch} (validation ${run.best_loss.toFixed(4)})`);
+
+  /* Rates, memory and losses by timesteps, as they are at the moment. */
+  function numbers(status) {
+    if (!status.record || status.record.state !== "running") return "";
+    const all = Object.entries(status.learning_rates).map(([part, rate]) =>
+      `${Object.entries(PARTS).reduce((words, [name, shown]) => words.replace(name, shown), part)} ${short(rate)}`);
+    const rates = all.length > MOST_RATES ? [...all.slice(0, MOST_RATES), "…"] : all;
+    const bands = Object.entries(status.bands).map(([band, loss]) => `${band}: ${loss.toFixed(3)}`);
+    return [
+      rates.length ? `rate ${rates.join(", ")}` : "", bands.length ? `loss by timesteps ${bands.join(", ")}` : "",
+      status.memory_gb === null ? "" : `memory ${status.memory_gb.toFixed(1)} GB`,
+    ].filter(Boolean).join(" · ");
+  }
+
   /* ---- the run that goes on ---- */
 
   function showRun(status) {
@@ -111,6 +131,7 @@
     setText("run-state", run ? STATES[run.state] : "idle");
     setText("run-name", run ? run.name : "No run yet in this session.");
     setText("run-facts", run ? facts(status) : "Press Start: progress, loss and saved epochs appear here.");
+    setText("run-numbers", numbers(status));
     setText("run-note", run ? [run.state === "queued" ? "" : run.note, run.error].filter(Boolean).join(" · ") : "");
     const percent = Math.round(1000 * status.progress) / 10;
     byId("bar-fill").style.width = `${percent}%`;
@@ -121,8 +142,10 @@
     whenChanged("messages", run ? status.messages.filter((message) => !told.has(message.text)) : [], (messages) =>
       byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
+    whenChanged("resumable", run ? [run.id, status.state_to_resume] : null, (known) =>
+      byId("resumable").replaceChildren(...(known ? resumeButton({ ...run, state_to_resume: status.state_to_resume }) : [])));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
-    showChart(run);
+    showChart(run, status.validations);
     for (const show of core.onStatus) show(status);
   }
 
@@ -164,10 +187,13 @@
     }));
   }
 
-  function showChart(run) {
-    const state = run ? `${run.id} ${run.steps} ${run.state}` : "";
-    if (state === seen.chart) return;
+  /* The longer a run, the rarer: the program reads all its steps for each chart. */
+  function showChart(run, validations) {
+    const state = run ? `${run.id} ${run.steps} ${run.state} ${validations}` : "";
+    const early = run && run.state === "running" && seen.chart.startsWith(`${run.id} `) && Date.now() - chartAt < run.steps * CHART_MS_PER_STEP;
+    if (state === seen.chart || early) return;
     seen.chart = state;
+    chartAt = Date.now();
     if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { byId("chart").innerHTML = svg; }).catch(report);
   }
 
@@ -189,7 +215,7 @@
           element("b", { textContent: run.name }),
           element("span", { className: "lw-pill", textContent: STATES[run.state] }),
           when(run.created), `${grouped(run.steps)} / ${grouped(run.total_steps)}`,
-          run.loss === null ? "–" : run.loss.toFixed(4), String(run.files.length), open,
+          run.loss === null ? "–" : run.loss.toFixed(4), bestOf(run) || "–", String(run.files.length), open,
         ];
         const row = element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
         row.dataset.state = run.state;
@@ -201,21 +227,37 @@
     });
   }
 
+  function runButton(textContent, action, run) {
+    const made = element("button", { type: "button", className: "lw-button", textContent });
+    Object.assign(made.dataset, { lwAction: action, run: run.id });
+    return made;
+  }
+
+  /* For a run that has ended early and left a state: a new run that goes on from there. */
+  function resumeButton(run) {
+    if (!run.state_to_resume) return [];
+    const made = runButton("Go on from its last state", "resume-run", run);
+    made.title = made.dataset.state = run.state_to_resume;
+    return [made];
+  }
+
+  const openTrain = () => [...document.querySelectorAll("#lw-tabs > .tab-nav > button")].find((tab) => tab.textContent.trim() === "Train")?.click();
+
   async function openRun(id) {
     const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
     const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
     const files = element("ul", { className: "lw-saved" });
     showFiles(files, run, run.files.map((path) => ({ path, label: "" })));
-    const again = element("button", { type: "button", className: "lw-button", textContent: "Use these settings" });
-    again.dataset.lwAction = "use-settings";
-    again.dataset.run = run.id;
+    const again = runButton("Use these settings", "use-settings", run);
     const values = Object.entries(settings).map(([name, value]) =>
       element("li", {}, element("code", { textContent: name }), ` ${value === null ? "none" : value}`));
     byId("run-detail").replaceChildren(
       element("h4", { textContent: `${run.name}: ${STATES[run.state]}, ${when(run.created)}` }),
       element("p", { className: "lw-run-note", textContent: [run.note, run.error].filter(Boolean).join(" · ") }),
       element("p", { textContent: [run.checkpoint, ...run.dataset.slice(0, 1)].filter(Boolean).join(" · ") }),
-      element("div", { className: "lw-columns" }, chart, files), again,
+      element("p", { textContent: bestOf(run) && `Best: ${bestOf(run)}` }),
+      element("div", { className: "lw-columns" }, chart, files),
+      element("div", { className: "lw-controls" }, again, ...resumeButton(run)),
       element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
     );
     for (const show of core.onRun) show(run, byId("run-detail"));
@@ -247,9 +289,13 @@
     },
     "open-run": (button) => openRun(button.dataset.run),
     "use-settings": (button) => {
-      core.form.fillFromRun(button.dataset.run).catch(report);
-      const tabs = [...document.querySelectorAll("#lw-tabs > .tab-nav > button")];
-      tabs.find((tab) => tab.textContent.trim() === "Train")?.click();
+      openTrain();
+      return core.form.fillFromRun(button.dataset.run);
+    },
+    "resume-run": async (button) => {
+      openTrain();
+      await core.form.fillFromRun(button.dataset.run, { resume: button.dataset.state });
+      await ACTIONS.start();
     },
   };
 
@@ -316,7 +362,7 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  Object.assign(core, { poll, ask, byId, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  Object.assign(core, { poll, ask, byId, bestOf, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
   if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();

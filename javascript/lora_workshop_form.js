@@ -12,6 +12,7 @@
   const control = (field) => field.querySelector("[name]");
   const valueOf = (field) => (control(field).type === "checkbox" ? control(field).checked : control(field).value);
   const values = () => Object.fromEntries(fields().map((field) => [field.dataset.name, valueOf(field)]));
+  const defaults = () => Object.fromEntries(fields().map((field) => [field.dataset.name, field.dataset.default]));
   const isChanged = (field) => String(valueOf(field)) !== field.dataset.default;
 
   /* ---- filling in ---- */
@@ -38,10 +39,10 @@
     filter();
   }
 
-  /* The settings of a run; "" is the present or latest one. */
-  async function fillFromRun(run) {
+  /* The settings of a run, with some others in their place; "" is the present or latest run. */
+  async function fillFromRun(run, others = {}) {
     const { values: given } = await ask(`form?run=${encodeURIComponent(run)}`);
-    return fill(given);
+    return fill({ ...given, ...others });
   }
 
   function followSuggestion(field) {
@@ -174,5 +175,5 @@
   };
 
   core.onMount.push(() => fillFromRun("").catch(core.report));
-  Object.assign(core, { form: { values, fill, fillFromRun } });
+  Object.assign(core, { form: { values, defaults, fill, fillFromRun } });
 })();

@@ -165,6 +165,18 @@
     ];
   }
 
+  /* The epoch with the lowest loss on held-out pictures, with its file where there is one. */
+  const showBest = (run) => (known) => {
+    const place = byId("try-best");
+    place.hidden = !known;
+    if (!known) return;
+    const numbered = `${run.name}-${String(run.best_epoch).padStart(6, "0")}`;
+    const names = run.files.map(stem);
+    const name = names.includes(numbered) ? numbered : run.best_epoch === run.total_epochs && names.includes(run.name) ? run.name : "";
+    const use = name ? [makeButton("lw-copy", words().use, "use-network", { name, run: run.name, trial: run.trial_prompt })] : [];
+    place.replaceChildren(`best ${run.state === "running" ? "so far" : "of all"}: ${core.bestOf(run)} `, ...use);
+  };
+
   core.fileButtons.push((path, run) => {
     const made = makeButton("lw-copy", "Use", "use-network", { name: stem(path), run: run.name, trial: run.trial_prompt });
     made.title = words().use;
@@ -183,6 +195,7 @@
       byId("try-buttons").hidden = !buttons.length;
       byId("try-hint").hidden = Boolean(buttons.length);
     });
+    core.whenChanged("best", run && run.best_epoch !== null ? [run.id, run.best_epoch, run.best_loss, run.files] : null, showBest(run));
     if (inWebUI() && run && run.files.length && status.phase !== "drawing samples") {
       core.whenChanged("cards", [run.id, run.files, status.samples], refreshCards);
     }

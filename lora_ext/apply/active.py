@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_ext.apply.tags import LoraTag
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.checkpoint.module_names import text_module_names, unet_module_names
+from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.networks.file import model_hash, read_network
 from lora_ext.networks.library import Identity, NetworkLibrary, identity
@@ -178,15 +178,6 @@ class ActiveNetworks:
         if self._parameters is None:
             self._parameters = checkpoint_weights(self._checkpoint)
         return self._parameters
-
-
-def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, nn.Parameter]:
-    """Key in a network file → weight, of every module of the checkpoint that networks may change."""
-    trees: list[tuple[nn.Module, dict[str, str]]] = [
-        (checkpoint.unet, unet_module_names(checkpoint.unet, checkpoint.architecture))
-    ]
-    trees += [(encoder.module, text_module_names(encoder)) for encoder in checkpoint.text_encoders]
-    return {key: root.get_parameter(f"{path}.weight") for root, names in trees for key, path in names.items()}
 
 
 def _factors_of(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, LowRankFactors]:

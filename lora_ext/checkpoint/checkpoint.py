@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.schedule import NoiseSchedule
 
 Architecture = Literal["SD1", "SD2", "SDXL"]
@@ -29,6 +30,10 @@ class TextEncoder(Protocol):
         """Token ids (batch, chunks, 77), int64; chunks = max_token_length / 75."""
         ...
 
+    def tokenize_weighted(self, captions: Sequence[str], max_token_length: int) -> tuple[Tensor, Tensor]:
+        """Token ids without the brackets of emphasis, and the weight of each: both (batch, chunks, 77)."""
+        ...
+
     def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself."""
         ...
@@ -40,7 +45,7 @@ class Checkpoint:
 
     `unet(x, timesteps, context, y)` and `vae.encode(x) -> posterior with .mean and .logvar`, `vae.decode(z)` are
     called as ldm's; `latent_scale` is the factor between the VAE's latents and the U-Net's. `vae_path` is the file that
-    stands in for the checkpoint's own VAE, None where it is its own.
+    stands in for the checkpoint's own VAE, None where it is its own. All changes of weights go through `ledger`.
     """
 
     unet: nn.Module
@@ -54,6 +59,7 @@ class Checkpoint:
     sha256: str
     latent_scale: float = 0.18215
     vae_path: Path | None = None
+    ledger: PatchLedger = field(default_factory=PatchLedger)
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from lora_ext.checkpoint.checkpoint import Architecture, TextEncoder
+from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, TextEncoder
 
 UNET_PREFIX = "lora_unet"
 
@@ -117,3 +117,12 @@ def _diffusers_name(path: str, unet: nn.Module, blocks: dict[str, str]) -> str |
     if kind == "resnets":
         return f"{blocks[block]}.{_RESNET_PARTS[rest]}" if rest in _RESNET_PARTS else None
     return f"{blocks[block]}.conv" if kind != "attentions" else f"{blocks[block]}.{rest}"
+
+
+def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, nn.Parameter]:
+    """Key in a network file → weight, of every module of the checkpoint that networks may change."""
+    trees: list[tuple[nn.Module, dict[str, str]]] = [
+        (checkpoint.unet, unet_module_names(checkpoint.unet, checkpoint.architecture))
+    ]
+    trees += [(encoder.module, text_module_names(encoder)) for encoder in checkpoint.text_encoders]
+    return {key: root.get_parameter(f"{path}.weight") for root, names in trees for key, path in names.items()}

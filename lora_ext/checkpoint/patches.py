@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+TRAINING = "training"
+"""The owner of the weights while a network is trained on them."""
+
 Delta = Callable[[], Tensor]
 """Makes ΔW of one parameter when it is needed: fp32, with the parameter's number of elements, on its device."""
 

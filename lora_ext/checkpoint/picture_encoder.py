@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.vae_file import read_vae_file
+from lora_ext.checkpoint.weights_hash import weights_hash
 from lora_ext.protocols import UserError
 
 _DECODING = ("decoder.", "post_quant_conv.", "loss.")
@@ -77,15 +77,10 @@ class PictureEncoder:
             mean, logvar = self._checkpoint.encode_images(images)
         return Posterior(mean.float().cpu(), logvar.float().cpu())
 
-    @torch.no_grad()
     def weights_hash(self) -> str:
         """A digest of the weights that encode; the same for the same VAE wherever it was loaded from."""
-        digest = hashlib.blake2b(digest_size=16)
         with self._encoding_weights():
-            for name, tensor in _encoding_tensors(self._checkpoint.vae).items():
-                digest.update(f"{name}:{tuple(tensor.shape)}".encode())
-                digest.update(tensor.float().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+            return weights_hash(_encoding_tensors(self._checkpoint.vae))
 
     @contextmanager
     def _encoding_weights(self) -> Iterator[None]:

@@ -20,6 +20,15 @@ class NoiseSchedule:
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls(torch.cumprod(1.0 - betas, dim=0))
 
+    def with_zero_terminal_snr(self) -> NoiseSchedule:
+        """This schedule with √ᾱ shifted and stretched so that the last timestep is pure noise and the first stays.
+
+        Lin et al. 2023, arXiv:2305.08891, algorithm 1; a schedule that ends in pure noise comes out as it was.
+        """
+        signal = self.alphas_cumprod.sqrt()
+        first, last = signal[0], signal[-1]
+        return NoiseSchedule(((signal - last) * (first / (first - last))) ** 2)
+
     def __len__(self) -> int:
         return self.alphas_cumprod.shape[0]
 

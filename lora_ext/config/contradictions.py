@@ -9,8 +9,8 @@ from lora_ext.config.dataset_contradictions import dataset_contradictions
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.learning_rules import learning_contradictions
 from lora_ext.config.loss_contradictions import loss_contradictions, validation_contradictions
-from lora_ext.config.network_contradictions import network_contradictions
 from lora_ext.config.resolution import resolution_of
+from lora_ext.config.run_rules import run_contradictions
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             ),
         )
     yield from _bucket_contradictions(dataset)
+    yield from run_contradictions(config)
     yield from loss_contradictions(config.loss)
-    yield from validation_contradictions(config.samples)
+    yield from validation_contradictions(dataset, config.samples)
     yield from learning_contradictions(config)
     if prompts_file(config.samples.sample_prompts) is None:
         for problem in parse_sample_prompts(config.samples.sample_prompts)[1]:
@@ -57,7 +58,6 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
         )
     yield from dataset_contradictions(config)
-    yield from network_contradictions(config)
 
 
 def _bucket_contradictions(dataset: DatasetSettings) -> Iterable[tuple[tuple[str, ...], str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_ext.config.groups import LossSettings, SampleSettings
+from lora_ext.config.groups import DatasetSettings, LossSettings, SampleSettings
 
 
 def loss_contradictions(loss: LossSettings) -> Iterable[tuple[tuple[str, ...], str]]:
@@ -40,9 +40,14 @@ def loss_contradictions(loss: LossSettings) -> Iterable[tuple[tuple[str, ...], s
         )
 
 
-def validation_contradictions(samples: SampleSettings) -> Iterable[tuple[tuple[str, ...], str]]:
-    """An early stop that has nothing to go by: (names involved, what is wrong and what to set)."""
-    held_out = samples.validation_split or samples.validation_data_dir.strip()
+def validation_contradictions(
+    dataset: DatasetSettings, samples: SampleSettings
+) -> Iterable[tuple[tuple[str, ...], str]]:
+    """An early stop that has nothing to go by: (names involved, what is wrong and what to set).
+
+    A dataset file may hold pictures out too.
+    """
+    held_out = samples.validation_split or samples.validation_data_dir.strip() or dataset.dataset_config.strip()
     if samples.early_stopping_patience is not None and not held_out:
         yield (
             ("early_stopping_patience", "validation_split", "validation_data_dir"),

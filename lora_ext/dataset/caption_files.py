@@ -33,18 +33,30 @@ class CaptionFile:
 
 
 def extensions_to_read(caption_extension: str) -> tuple[str, ...]:
-    """The extensions that the setting `caption_extension` stands for."""
+    """The extensions, in lower case, that the setting `caption_extension` stands for."""
     return CAPTION_EXTENSIONS if caption_extension == "auto" else (caption_extension,)
 
 
-def captions_by_stem(files: Iterable[Path]) -> dict[str, dict[str, Path]]:
-    """Caption files by the name without extension, then by the extension in lower case."""
+def captions_by_stem(files: Iterable[Path], caption_extension: str = "auto") -> dict[str, dict[str, Path]]:
+    """Caption files by the name without extension, then by the extension in lower case.
+
+    Those of the setting `caption_extension`, and the usual ones, are caption files.
+    """
     found: dict[str, dict[str, Path]] = {}
     for path in files:
         extension = path.suffix.lower()
-        if extension in CAPTION_EXTENSIONS:
+        if extension in (*CAPTION_EXTENSIONS, caption_extension):
             found.setdefault(path.stem, {})[extension] = path
     return found
+
+
+def caption_stems(picture: Path) -> tuple[str, ...]:
+    """The names without extension under which a picture's caption may lie: its own, or without a face's four numbers.
+
+    sd-scripts' face cropping names pictures `name_centre-x_centre-y_width_height`.
+    """
+    parts = picture.stem.split("_")
+    return (picture.stem, "_".join(parts[:-4])) if len(parts) >= 5 else (picture.stem,)
 
 
 def choose_caption_file(candidates: Mapping[str, Path], caption_extension: str) -> Path | None:

@@ -41,10 +41,11 @@ def caption_version(
 ) -> str:
     """The caption with wildcards chosen, tags shuffled, warmed up and dropped, separators in their final form."""
     caption = _framed(caption, options)
+    lines = caption.split("\n")
     if options.enable_wildcard:
-        caption = choose_wildcards(rng.choice(caption.split("\n")), rng.choice)
+        caption = choose_wildcards(rng.choice(lines) if len(lines) > 1 else caption, rng.choice)
     else:
-        caption = caption.split("\n")[0]
+        caption = lines[0]
     if options.shuffle_caption or options.token_warmup_step > 0 or options.caption_tag_dropout_rate > 0:
         fixed, flexible, last = split_fixed(caption, options)
         flexible = flexible[: warmed_up(len(flexible), options, step, total_steps)]

@@ -64,9 +64,10 @@ class ImageDataset:
         self.config = config
         self.caption_variants = 0
         self.report: DatasetReport = make_report(scan, config)
+        masks = masks_of(scan) if config.loss.masked_loss else [None] * len(scan.members)
         self._items = [
             _Item(member, _picture(index, member, mask))
-            for index, (member, mask) in enumerate(zip(scan.members, masks_of(scan), strict=True))
+            for index, (member, mask) in enumerate(zip(scan.members, masks, strict=True))
         ]
         self._used = [item for item in self._items if item.member.repeats]  # regularisation pictures may be too many
         self.latents: Latents | None = None
@@ -109,6 +110,16 @@ class ImageDataset:
         encoder = PictureEncoder(checkpoint, vae_file(self.config.memory.vae))
         self.latents = Latents([item.picture for item in self._used], encoder, self.config.memory, seed)
         self.latents.prepare(events, control)
+
+    def release_checkpoint(self) -> None:
+        """Free what is kept of the checkpoint's VAE, before the checkpoint is handed back for a while."""
+        if self.latents is not None:
+            self.latents.encoder.release()
+
+    def use_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Encode with this instance of the checkpoint from now on."""
+        if self.latents is not None:
+            self.latents.encoder.use(checkpoint)
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, counted from 1, without the first `skip`; latents must have been cached.

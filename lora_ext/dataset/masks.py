@@ -78,5 +78,5 @@ def latent_mask(picture: Path, mask: Path | None, view: View) -> Tensor:
     It follows the picture's scaling, cutting and mirroring; each value is the mean over its 8×8 pixels.
     """
     pixels = view.cut(read_opacity(picture) if mask is None else read_mask(mask))  # (h, w, 1)
-    shares = torch.from_numpy(np.ascontiguousarray(pixels[..., 0], dtype=np.float32) / 255)[None, None]  # (1, 1, h, w)
-    return F.avg_pool2d(shares, PIXELS_PER_LATENT)[0]
+    values = torch.from_numpy(np.ascontiguousarray(pixels[..., 0], dtype=np.float32))  # (h, w), 0…255
+    return F.avg_pool2d(values[None], PIXELS_PER_LATENT) / 255

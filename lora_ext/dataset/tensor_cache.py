@@ -26,7 +26,7 @@ Key = Mapping[str, str]
 
 
 class TensorCache:
-    """Files of tensors of one kind ("latents", "text"), each named after its key.
+    """Files of tensors of one kind ("latents", "encodings"), each named after its key.
 
     A file is taken only if it holds the very key and if its tensors have the digest that they were written with:
     whatever is truncated, changed or foreign counts as not there. `warn` hears once why nothing is written any more.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import Bucket, bucket_limits, training_size
-from lora_ext.dataset.captions import split_tags
+from lora_ext.dataset.captions import longest_captions, split_tags
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Member, some_of
 
 _UNDERSCORE_IN_WORD = re.compile(r"[A-Za-z0-9]_[A-Za-z0-9]")
@@ -37,7 +37,7 @@ class Inspected:
 
 def dataset_warnings(inspected: Inspected) -> list[str]:
     """All warnings, those of the folders first."""
-    checks = (_captions, _pictures, _sizes, _tags, _balance)
+    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation)
     return [*inspected.scan.warnings, *(text for check in checks for text in check(inspected))]
 
 
@@ -51,30 +51,40 @@ def _captions(inspected: Inspected) -> Iterator[str]:
     for subset in inspected.scan.subsets:
         missing = [entry for entry in subset.images if entry.caption_file is None]
         if missing and subset.concept:
+            origin = "the folder's name" if subset.folder.name.endswith(subset.concept) else "its class_tokens"
             yield (
-                f"{subset.folder.name}: {_of(missing, len(subset.images))} without a caption file: "
-                f'trained as "{subset.concept}", the folder\'s name; write captions to say what else is in them'
+                f"{subset.name}: {_of(missing, len(subset.images))} without a caption file: "
+                f'trained as "{subset.concept}", {origin}; write captions to say what else is in them'
             )
         elif missing:
             yield (
-                f"{subset.folder.name}: {_of(missing, len(subset.images))} without a caption: trained with an empty "
+                f"{subset.name}: {_of(missing, len(subset.images))} without a caption: trained with an empty "
                 "one, which teaches no word; write captions, or name the folder N_name to use its name"
             )
     empty = [entry for entry in inspected.entries if entry.caption_file is not None and not entry.caption]
     if empty:
         yield f"{_of(empty, total)} with an empty caption file: write the caption, or delete the file"
-    longer = [entry for entry in inspected.entries if entry.further_caption_lines]
+    one_line = [member.entry for member in inspected.members if not member.subset.options.enable_wildcard]
+    longer = [entry for entry in one_line if entry.further_caption_lines]
     if longer:
         yield (
             f"{_of(longer, total)} with captions of several lines: only the first is trained; "
             "put everything into one line"
         )
     if inspected.token_counter is not None:
-        limit = inspected.config.captions.max_token_length
-        over = [entry for entry in inspected.entries if inspected.token_counter(entry.caption) > limit]
-        if over:
-            remedy = "shorten them" if limit >= 225 else "raise max_token_length or shorten them"
-            yield f"{_of(over, total)} with captions over {limit} tokens: the rest is cut off; {remedy}"
+        yield from _long_captions(inspected, inspected.token_counter)
+
+
+def _long_captions(inspected: Inspected, token_counter: Callable[[str], int]) -> Iterator[str]:
+    limit = inspected.config.captions.max_token_length
+    over = [
+        member.entry
+        for member in inspected.members
+        if any(token_counter(text) > limit for text in longest_captions(member.entry.caption, member.subset.options))
+    ]
+    if over:
+        remedy = "shorten them" if limit >= 225 else "raise max_token_length or shorten them"
+        yield f"{_of(over, len(inspected.entries))} with captions over {limit} tokens: the rest is cut off; {remedy}"
 
 
 def _tags(inspected: Inspected) -> Iterator[str]:
@@ -170,12 +180,36 @@ def _balance(inspected: Inspected) -> Iterator[str]:
             f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
             f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
         )
-    shares = {subset.folder.name: subset.repeats * len(subset.images) for subset in inspected.scan.subsets}
-    shares = {name: share for name, share in shares.items() if share}
+    trained = [subset for subset in inspected.scan.subsets if not subset.is_reg and subset.images]
+    shares = {subset.name: subset.repeats * len(subset.images) for subset in trained}
     if len(shares) > 1:
         most, least = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
         if shares[most] > _CONCEPT_IMBALANCE * shares[least]:
             yield (
                 f"{most} comes up {shares[most]} times an epoch, {least} {shares[least]} times: the one will be "
                 "learned long before the other; choose the repeats so that images × repeats are about equal"
+            )
+
+
+def _regularisation(inspected: Inspected) -> Iterator[str]:
+    for number in sorted({subset.terms.dataset for subset in inspected.scan.subsets}):
+        subsets = [subset for subset in inspected.scan.subsets if subset.terms.dataset == number]
+        trained = sum(subset.repeats * len(subset.images) for subset in subsets if not subset.is_reg)
+        there = sum(subset.repeats * len(subset.images) for subset in subsets if subset.is_reg)
+        used = sum(m.repeats > 0 for m in inspected.members if m.subset.is_reg and m.subset.terms.dataset == number)
+        pictures = sum(len(subset.images) for subset in subsets if subset.is_reg)
+        if there and not trained:
+            yield (
+                f"{', '.join(subset.name for subset in subsets)}: regularisation pictures alone, without any to train "
+                "on: they are not used; put them into one dataset with those"
+            )
+        elif 0 < there < trained:
+            yield (
+                f"{there} regularisation pictures for {trained} pictures an epoch: they come up more often to even it "
+                f"out; {trained} different ones would be better"
+            )
+        elif used < pictures:
+            yield (
+                f"{pictures - used} of {pictures} regularisation pictures are not used: an epoch has {trained} "
+                "pictures to train on, and they come up no more often"
             )

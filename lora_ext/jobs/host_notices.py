@@ -68,6 +68,8 @@ class HostNotices(Events):
         self._live = name if path is not None else None
 
     def _write_card(self, path: Path) -> None:
+        if path.suffix != ".safetensors":
+            return  # a .ckpt file says nothing of itself
         try:
             write_sidecar(path, scan_network(path).metadata, _png(self._sample) if self._sample else None)
         except Exception as error:

@@ -156,7 +156,11 @@ def _train(
     host: Host, run: OpenRun, config: TrainConfig, control: Control, events: Events, borrow: Borrow
 ) -> TrainingResult:
     output_dir, place = Path(run.record.output_dir), PausePlace(borrow, run.paused_file)
-    return Trainer(borrow.checkpoint, config, output_dir, events, control, generator=host, pause_place=place).run()
+    trainer = Trainer(
+        borrow.checkpoint, config, output_dir, events, control, generator=host, pause_place=place,
+        network_folders=host.folders().networks,
+    )  # fmt: skip
+    return trainer.run()
 
 
 def _delete_paused_file(run: OpenRun, events: Events) -> None:
@@ -181,7 +185,7 @@ def _fields_of(result: TrainingResult) -> dict[str, Any]:
     elif result.stopped:
         state, note = "stopped", f"stopped after {result.steps} steps; what was trained is kept"
     else:
-        state, note = "finished", ""
+        state, note = "finished", result.note
     if result.bad_steps:
         note = "; ".join(filter(None, [note, f"{result.bad_steps} steps without a finite loss were left out"]))
     return {

@@ -82,7 +82,10 @@ class JobRunner:
         losses = tuple((step.step, step.loss) for step in self.registry.steps(run_id)[-500:])
         progress = record.steps / record.total_steps if record.total_steps else 0.0
         samples = len(self.registry.samples(run_id))
-        return RunStatus(record, record.state, progress=progress, losses=losses, samples=samples, queued=tuple(queued))
+        return RunStatus(
+            record, record.state, progress=progress, losses=losses, samples=samples,
+            validations=len(self.registry.validations(run_id)), queued=tuple(queued),
+        )  # fmt: skip
 
     def stop(self, run_id: str) -> RunRecord:
         """End the run after its present step and keep what is trained; a run that waits is taken from the queue."""

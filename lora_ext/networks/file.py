@@ -58,8 +58,7 @@ class NetworkHeader:
     @property
     def holds_network(self) -> bool:
         """Whether it is the header of a network, of any kind and of any program; a checkpoint has no such names."""
-        named = any(key.startswith(_NETWORK_STARTS) or any(part in key for part in _NETWORK_PARTS) for key in self.keys)
-        return named or "ss_network_module" in self.metadata
+        return any(is_network_key(key) for key in self.keys) or "ss_network_module" in self.metadata
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,20 @@ def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     `sshs_model_hash` and `sshs_legacy_hash` are added. Raises UserError where the file cannot be written, or where a
     value does not fit the precision.
     """
-    cast = {name: _cast(name, tensor, precision) for name, tensor in tensors.items()}
+    cast = cast_tensors(tensors, precision)
     model_hash, legacy_hash = precalculate_hashes(cast, metadata)
     complete = {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
     replace_file(path, _serialised(cast, complete))
+
+
+def cast_tensors(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """The tensors as a file holds them, on the CPU; UserError where a value does not fit the precision."""
+    return {name: _cast(name, tensor, precision) for name, tensor in tensors.items()}
+
+
+def is_network_key(name: str) -> bool:
+    """Whether a tensor of this name belongs to a network, of any kind and of any program."""
+    return name.startswith(_NETWORK_STARTS) or any(part in name for part in _NETWORK_PARTS)
 
 
 def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

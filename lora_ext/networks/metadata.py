@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType
+from lora_ext.config.face_crop import face_crop_range
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.train_config import TrainConfig
 
+_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _SGM = "https://github.com/Stability-AI/generative-models"
 
 
@@ -41,7 +43,8 @@ class RunFacts:
     Times are Unix seconds. `optimizer` is module.Class(name=value,…), `output_name` the stem of the file that is
     written. Pictures are counted with their repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs`
     {folder: {"n_repeats": n, "img_count": n}}, `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}},
-    "mean_img_ar_error": x} or None.
+    "mean_img_ar_error": x} or None. `validation` are the `lw_` keys of the held-out pictures' loss, with their values;
+    `base_networks` the files that were merged into the checkpoint first: (name, multiplier, hash).
     """
 
     output_name: str
@@ -55,14 +58,15 @@ class RunFacts:
     max_train_steps: int
     epoch: int
     steps: int
+    num_reg_images: int = 0
     optimizer: str = ""
     dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reg_dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
-    author: str | None = None
-    license: str | None = None
-    description: str | None = None
-    timestep_range: tuple[int, int] | None = None
+    num_validation_images: int = 0
+    validation: Mapping[str, str] = field(default_factory=dict)
+    base_networks: Sequence[tuple[str, float, str]] = ()
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
@@ -99,16 +103,22 @@ def _sha256(path: Path) -> str:
 def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """All metadata of a file but its hashes; every value is text, "None" where there is none.
 
-    Options of sd-scripts that are no settings here stand with the value that they have there when they are off.
+    Options of sd-scripts that are no settings here stand with the value that they have there when they are off. With
+    `no_metadata` there is only what programs need to apply the file, as in sd-scripts.
     """
     values = {
         **_run_values(facts),
         **_learning_values(config, facts),
         **_loss_values(config),
+        **_validation_values(config),
         **_dataset_values(config, facts),
         **_checkpoint_values(facts),
     }
-    training = {f"ss_{key}": str(value) for key, value in values.items()}
+    if config.saving.no_metadata:
+        values = {key: values[key] for key in _MINIMUM}
+    training = {f"ss_{key}": str(value) for key, value in values.items()} | dict(facts.validation)
+    if facts.base_networks:  # sd-scripts merges them and says nothing of it
+        training["lw_base_networks"] = json.dumps(facts.base_networks)
     return training | _modelspec(config, facts)
 
 
@@ -119,8 +129,8 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
         "training_finished_at": facts.training_finished_at,
         "output_name": facts.output_name,
         "num_train_images": facts.num_train_images,
-        "num_validation_images": 0,
-        "num_reg_images": 0,
+        "num_validation_images": facts.num_validation_images,
+        "num_reg_images": facts.num_reg_images,
         "num_batches_per_epoch": facts.num_batches_per_epoch,
         "num_epochs": facts.num_epochs,
         "max_train_steps": facts.max_train_steps,
@@ -151,7 +161,7 @@ def _learning_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "mixed_precision": memory.mixed_precision,
         "full_fp16": False,
         "lowram": False,
-        "cache_latents": True,
+        "cache_latents": memory.cache_latents or memory.cache_latents_to_disk,
         "training_comment": config.saving.training_comment or None,
     }
 
@@ -177,24 +187,40 @@ def _network_args(config: TrainConfig) -> dict[str, str]:
 
 
 def _loss_values(config: TrainConfig) -> dict[str, Any]:
+    loss = config.loss
     return {
-        "noise_offset": config.loss.noise_offset or None,
-        "noise_offset_random_strength": False,
-        "multires_noise_iterations": None,
-        "multires_noise_discount": 0.3,
-        "adaptive_noise_scale": None,
-        "zero_terminal_snr": False,
-        "prior_loss_weight": 1.0,
-        "min_snr_gamma": config.loss.min_snr_gamma,
-        "ip_noise_gamma": None,
-        "debiased_estimation": False,
-        "loss_type": "l2",
-        "huber_schedule": "snr",
-        "huber_scale": 1.0,
-        "huber_c": 0.1,
-        "validation_seed": None,
-        "validation_split": 0.0,
+        "noise_offset": loss.noise_offset or None,
+        "noise_offset_random_strength": loss.noise_offset_random_strength,
+        "multires_noise_iterations": loss.multires_noise_iterations or None,
+        "multires_noise_discount": loss.multires_noise_discount,
+        "adaptive_noise_scale": loss.adaptive_noise_scale,
+        "zero_terminal_snr": loss.zero_terminal_snr,
+        "prior_loss_weight": config.dataset.prior_loss_weight,
+        "min_snr_gamma": loss.min_snr_gamma,
+        "ip_noise_gamma": loss.ip_noise_gamma or None,
+        "debiased_estimation": loss.debiased_estimation_loss,
+        "loss_type": loss.loss_type,
+        "huber_schedule": loss.huber_schedule,
+        "huber_scale": loss.huber_scale,
+        "huber_c": loss.huber_c,
     }
+
+
+def _validation_values(config: TrainConfig) -> dict[str, Any]:
+    samples = config.samples
+    return {
+        "validation_seed": samples.validation_seed,
+        "validation_split": samples.validation_split,
+        "max_validation_steps": samples.max_validation_steps,
+        "validate_every_n_epochs": samples.validate_every_n_epochs,
+        "validate_every_n_steps": samples.validate_every_n_steps,
+    }
+
+
+def _timestep_range(config: TrainConfig) -> str | None:
+    """The range of timesteps that is trained, where it is not all of them."""
+    first, end = config.loss.min_timestep, config.loss.max_timestep
+    return None if (first, end) == (0, 1000) else f"{first},{end}"
 
 
 def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
@@ -204,15 +230,15 @@ def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "batch_size_per_device": learning.train_batch_size,
         "total_batch_size": learning.train_batch_size * learning.gradient_accumulation_steps,
         "resolution": resolution_of(dataset.resolution),
-        "color_aug": False,
-        "flip_aug": False,
-        "random_crop": False,
-        "face_crop_aug_range": None,
+        "color_aug": dataset.color_aug,
+        "flip_aug": dataset.flip_aug,
+        "random_crop": dataset.random_crop,
+        "face_crop_aug_range": face_crop_range(dataset.face_crop_aug_range),
         "shuffle_caption": captions.shuffle_caption,
         "keep_tokens": captions.keep_tokens,
-        "caption_dropout_rate": 0.0,
-        "caption_dropout_every_n_epochs": 0,
-        "caption_tag_dropout_rate": 0.0,
+        "caption_dropout_rate": captions.caption_dropout_rate,
+        "caption_dropout_every_n_epochs": captions.caption_dropout_every_n_epochs,
+        "caption_tag_dropout_rate": captions.caption_tag_dropout_rate,
         "clip_skip": captions.clip_skip,
         "max_token_length": None if captions.max_token_length == 75 else captions.max_token_length,
         "enable_bucket": buckets,
@@ -221,7 +247,7 @@ def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "max_bucket_reso": dataset.max_bucket_reso if buckets else None,
         "bucket_info": json.dumps(facts.bucket_info),
         "dataset_dirs": json.dumps(facts.dataset_dirs),
-        "reg_dataset_dirs": json.dumps({}),
+        "reg_dataset_dirs": json.dumps(facts.reg_dataset_dirs),
         "tag_frequency": json.dumps(facts.tag_frequency),
     }
 
@@ -248,7 +274,7 @@ def _base_model_version(checkpoint: CheckpointFacts) -> str:
 
 def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """The `modelspec.*` keys, without those that have no value."""
-    checkpoint = facts.checkpoint
+    checkpoint, saving = facts.checkpoint, config.saving
     v_prediction = checkpoint.prediction_type == "v_prediction"
     architecture = {
         "SD1": "stable-diffusion-v1",
@@ -260,14 +286,15 @@ def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/lora",
         "implementation": _SGM if checkpoint.architecture == "SDXL" else "diffusers",
-        "title": facts.output_name,
+        "title": saving.metadata_title or facts.output_name,
         "resolution": f"{size[0]}x{size[1]}" if size else None,
         "date": datetime.fromtimestamp(int(facts.training_finished_at)).isoformat(),
         "prediction_type": "v" if v_prediction else "epsilon",
-        "timestep_range": ",".join(map(str, facts.timestep_range)) if facts.timestep_range else None,
+        "timestep_range": _timestep_range(config),
         "encoder_layer": str(config.captions.clip_skip),
-        "author": facts.author,
-        "license": facts.license,
-        "description": facts.description,
+        "author": saving.metadata_author or None,
+        "license": saving.metadata_license or None,
+        "description": saving.metadata_description or None,
+        "tags": saving.metadata_tags or None,
     }
     return {f"modelspec.{key}": value for key, value in values.items() if value is not None}

@@ -58,6 +58,15 @@ class Network(nn.Module):
         finally:
             self.detach()
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base as it is without the network, from entering to leaving the block; outside, it is attached again."""
+        self.detach()
+        try:
+            yield
+        finally:
+            self.attach()
+
     def parameters_by_group(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by learning-rate group ("unet", "text_encoder"), without groups that have none."""
         groups: dict[str, list[nn.Parameter]] = {}

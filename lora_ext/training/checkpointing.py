@@ -29,29 +29,29 @@ def _layers(transformer: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def gradient_checkpointing(blocks: Iterable[nn.Module]) -> Iterator[None]:
+def gradient_checkpointing(blocks: Iterable[nn.Module], draws: bool = False) -> Iterator[None]:
     """Keep only each block's input and compute its inside again in the backward pass.
 
-    Works through each instance's `forward`, which is as it was afterwards. The base has no dropout in eval mode, so
-    the random state is neither saved nor set.
+    Works through each instance's `forward`, which is as it was afterwards. `draws`: something inside draws random
+    numbers (the base does not, in eval mode), which are to be the same ones the second time.
     """
     undo: list[Callable[[], None]] = []
     try:
         for block in blocks:
-            undo.append(_wrap(block))
+            undo.append(_wrap(block, draws))
         yield
     finally:
         for unwrap in reversed(undo):
             unwrap()
 
 
-def _wrap(block: nn.Module) -> Callable[[], None]:
+def _wrap(block: nn.Module, draws: bool) -> Callable[[], None]:
     """Override the instance's `forward`; returns what takes the override away again."""
     overridden = block.__dict__.get("forward")
     original = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return run_checkpointed(original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return run_checkpointed(original, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
 
     def unwrap() -> None:
         if overridden is None:

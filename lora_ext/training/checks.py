@@ -14,11 +14,14 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.validation_split import split_validation
+from lora_ext.networks.ckpt_file import is_network_ckpt
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
 from lora_ext.training.learning import check_learning
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
+from lora_ext.training.prediction import check_prediction
 from lora_ext.training.rates import learning_rates
 from lora_ext.training.samples import read_sample_prompts
 
@@ -34,6 +37,7 @@ class PreparedRun:
     report: DatasetReport
     plan: TrainingPlan
     sample_prompts: list[SamplePrompt]
+    held_out: DatasetScan | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -57,12 +61,12 @@ def prepare_run(
     rates = learning_rates(config)
     prompts = read_sample_prompts(config)
     check_output(config, output_dir)
-    scan = scan_dataset(config)
+    scan, held_out = split_validation(scan_dataset(config), config)
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
     plan = make_plan(config, report, output_dir)
-    check_replaced([output_dir / name for name in written_files(config.saving, plan.total_epochs)])
-    return PreparedRun(config, output_dir, rates, scan, report, plan, prompts)
+    check_replaced([output_dir / name for name in written_files(config.saving, plan.counts)])
+    return PreparedRun(config, output_dir, rates, scan, report, plan, prompts, held_out)
 
 
 def check_output(config: TrainConfig, output_dir: Path) -> None:
@@ -89,15 +93,22 @@ def check_replaced(files: Sequence[Path]) -> None:
     What cannot be read as a file of tensors holds nothing to lose.
     """
     for path in files:
-        try:
-            header = scan_network(path) if path.is_file() else None
-        except UserError:
-            continue
-        if header is not None and header.shapes and not header.holds_network:
+        if path.is_file() and _is_something_else(path):
             raise UserError(
                 f"{path} is there already and is no network (a checkpoint?): the run would replace it; "
                 "choose another output_name or output_dir"
             )
+
+
+def _is_something_else(path: Path) -> bool:
+    """Whether a file holds tensors, and none of a network."""
+    if path.suffix == ".ckpt":
+        return path.stat().st_size > 0 and not is_network_ckpt(path)
+    try:
+        header = scan_network(path)
+    except UserError:
+        return False
+    return bool(header.shapes) and not header.holds_network
 
 
 def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
@@ -108,5 +119,6 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
     check_precision(config, checkpoint.device)
+    check_prediction(config, checkpoint)
     PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
     check_learning(config, checkpoint.device)

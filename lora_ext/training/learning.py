@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from lora_ext.networks.network import Network
 from lora_ext.training.averaging import WeightAverage
 from lora_ext.training.optimizers import check_optimizer, make_optimizer
 from lora_ext.training.rates import RateRun, learning_rate_curve, parameter_groups
-from lora_ext.training.state_packing import pack, unpack
+from lora_ext.training.state_trees import OptimizerState
 
 
 def check_learning(config: TrainConfig, device: torch.device) -> None:
@@ -35,6 +35,7 @@ class Learning:
     def __init__(self, network: Network, config: TrainConfig, total_steps: int) -> None:
         self.network = network
         self.optimizer = make_optimizer(parameter_groups(config, network.adapters), config.learning)
+        self._optimizer_state = OptimizerState(self.optimizer)
         self._rates = RateRun(self.optimizer, config, total_steps)
         self._parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
@@ -79,34 +80,23 @@ class Learning:
         with self.weights_for_use():
             return self.network.state_dict_for_file()
 
-    def state_dict(self) -> tuple[dict[str, Tensor], Any]:
-        """Everything that goes on with the next step, but the network: tensors by name, and JSON."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "schedule": self._rates.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that goes on with the next step, but the network."""
+        state = {"optimizer": self._optimizer_state.state_dict(), "schedule": self._rates.state_dict()}
         if self._average is not None:
-            state["average"] = {"updates": self._average.updates, "weights": self._average.averages}
-        tensors: dict[str, Tensor] = {}
-        packed = pack(state, "learning", tensors)
-        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, packed
+            state["average"] = {"updates": self._average.updates, "weights": list(self._average.averages)}
+        return state
 
     @torch.no_grad()
-    def load_state_dict(self, tensors: Mapping[str, Tensor], packed: Any) -> None:
-        """Go on from what `state_dict` gave, for the same settings and network."""
-        state = unpack(packed, tensors)
-        self._load_optimizer(state["optimizer"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, for the same network."""
+        self._optimizer_state.load_state_dict(state["optimizer"])
         self._rates.load_state_dict(state["schedule"])
         if self._average is not None:
-            self._average.updates = state["average"]["updates"]
-            for average, saved in zip(self._average.averages, state["average"]["weights"], strict=True):
+            known = state.get("average", {"updates": 0, "weights": self._parameters})  # it was off, perhaps
+            self._average.updates = known["updates"]
+            for average, saved in zip(self._average.averages, known["weights"], strict=True):
                 average.copy_(saved)
-
-    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
-        """Load the optimizer's state in the very dtypes that it was saved in: torch casts to the parameters'."""
-        self.optimizer.load_state_dict(dict(state))
-        for number, parameter in enumerate(self._parameters):
-            present = self.optimizer.state[parameter] if number in state["state"] else {}
-            for name, saved in state["state"].get(number, {}).items():
-                if isinstance(saved, Tensor) and present[name].dtype != saved.dtype:
-                    present[name] = saved.to(present[name].device, copy=True)
 
     def _after_update(self, *_: object) -> None:
         if self._max_norm is not None:

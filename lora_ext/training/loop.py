@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import Control, EpochReport, Events, StepReport
 from lora_ext.training.pausing import PausePlace, Pauses
-from lora_ext.training.plan import saves_epoch
+from lora_ext.training.plan import saves_epoch, saves_step
 from lora_ext.training.run import Run, mean_finite
 from lora_ext.training.step import windows
 
@@ -19,7 +18,12 @@ class TrainingLoop:
     """Takes a run from its first step to its last file; without a `pause_place` it is never paused."""
 
     def __init__(
-        self, run: Run, config: TrainConfig, events: Events, control: Control, pause_place: PausePlace | None
+        self,
+        run: Run,
+        config: TrainConfig,
+        events: Events,
+        control: Control,
+        pause_place: PausePlace | None,
     ) -> None:
         self.run = run
         self.config = config
@@ -31,46 +35,66 @@ class TrainingLoop:
         """All epochs, or as many as there are until the run is to end, and the last file."""
         run, plan = self.run, self.run.plan
         self.events.run_started(plan.total_steps, plan.total_epochs)
-        run.samples.before_first_step()
+        if not run.steps:
+            run.samples.before_first_step()
         self.control.raise_if_stopping()
-        for epoch in range(1, plan.total_epochs + 1):
-            run.epoch, run.epoch_losses = epoch, []
+        for epoch in range(run.epoch + run.epoch_ended, plan.total_epochs + 1):
+            if run.epoch_ended:
+                run.epoch, run.epoch_ended, run.epoch_losses = epoch, False, []
             self._take_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
             self._end_epoch()
-            if self.control.stopping:
+            if self._ends_early:
                 break
         if not self.control.cancelled:
             run.saver.save_last(run.epoch, run.steps)
+            run.states.save_last()
         if run.steps == plan.total_steps:
             run.samples.after_last_step(run.epoch, run.steps)
 
+    @property
+    def _ends_early(self) -> bool:
+        """Whether somebody has said so, or the held-out pictures do before the last step."""
+        if self.control.stopping:
+            return True
+        return self.run.validation.exhausted and self.run.steps < self.run.plan.total_steps
+
     def _take_epoch(self) -> None:
-        """The steps of one epoch, up to the run's last one or until the run is to end."""
+        """The steps of one epoch that are still to be taken, up to the run's last or until the run is to end."""
         run = self.run
+        if run.steps == run.plan.total_steps:
+            return
         accumulation = self.config.learning.gradient_accumulation_steps
-        for batches in windows(run.dataset.batches(run.epoch), accumulation):
+        batches_done = len(run.epoch_losses) * accumulation
+        for batches in windows(run.dataset.batches(run.epoch, batches_done), accumulation):
             self._take_step(batches)
+            run.validation.after_step(run.epoch, run.steps)
             if run.steps < run.plan.total_steps:
                 self._pause_where_asked()
+            if self.control.cancelled:
+                return
+            if self.control.take_save_request() or saves_step(self.config.saving, run.steps):
+                run.saver.save_step(run.epoch, run.steps)
+                run.states.save_step(run.steps)
             if self.control.stopping or run.steps == run.plan.total_steps:
                 return
-            if self.control.take_save_request():
-                run.saver.save_step(run.epoch, run.steps)
             run.samples.after_step(run.epoch, run.steps)
-            if self.control.stopping:
+            if self._ends_early:
                 return
 
     def _end_epoch(self) -> None:
         """Report an epoch that is complete; its file and its samples where they are wanted."""
         run, plan = self.run, self.run.plan
         self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
+        run.epoch_ended = len(run.epoch_losses) == plan.updates_per_epoch
         norms = run.learning.norm_report()
         if norms is not None:
             self.events.message("info", f"Epoch {run.epoch}: {norms.sentence()}.")
+        run.validation.after_epoch(run.epoch, run.steps, is_last=run.steps == plan.total_steps)
         if saves_epoch(self.config.saving, run.epoch, plan.total_epochs):
             run.saver.save_epoch(run.epoch, run.steps)
+            run.states.save_epoch(run.epoch)
         if run.steps < plan.total_steps:
             run.samples.after_epoch(run.epoch, run.steps)
 
@@ -79,10 +103,12 @@ class TrainingLoop:
         if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
             return
         run = self.run
+        run.dataset.release_checkpoint()
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint
         run.step.checkpoint = checkpoint
         run.conditioning.encoder = checkpoint.text_encoders[0]
+        run.dataset.use_checkpoint(checkpoint)
 
     def _take_step(self, batches: Sequence[Batch]) -> None:
         """One optimizer update, and its report."""
@@ -92,8 +118,10 @@ class TrainingLoop:
         loss = run.step.update(batches, run.steps)
         run.losses.append(loss)
         run.epoch_losses.append(loss)
-        if not math.isfinite(loss):
-            self.events.message("warning", f"Step {run.steps} was left out: its loss is {loss}.")
+        if run.step.left_out:
+            self.events.message("warning", f"Step {run.steps} was left out: {run.step.left_out}.")
         seconds = time.perf_counter() - began
-        rates = run.learning.rates()
-        self.events.step(StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds))
+        rates, bands = run.learning.rates(), run.step.bands
+        self.events.step(
+            StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, bands)
+        )

@@ -16,13 +16,23 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def advice_for(config: TrainConfig, device: torch.device) -> str:
-    """What to do where memory does not suffice for a run."""
+    """What to do where memory does not suffice for a run, what has most effect first."""
+    learning, memory, gpu = config.learning, config.memory, device.type != "cpu"
     advice = []
-    if not config.memory.gradient_checkpointing:
+    if learning.train_batch_size > 1:
+        advice.append(f"lower train_batch_size (now {learning.train_batch_size})")
+    if not memory.gradient_checkpointing:
         advice.append("switch gradient_checkpointing on")
-    if config.learning.train_batch_size > 1:
-        advice.append(f"lower train_batch_size (now {config.learning.train_batch_size})")
+    if gpu and memory.mixed_precision == "no":
+        advice.append("set mixed_precision to bf16 (fp16 on cards before RTX 3000)")
     advice.append(f"lower resolution (now {config.dataset.resolution})")
+    if gpu and learning.optimizer_type == "AdamW":
+        advice.append("set optimizer_type to AdamW8bit")
     if not config.network.network_train_unet_only:
         advice.append("switch network_train_unet_only on")
-    return f"not enough memory on {device} for this run: {', '.join(advice)}"
+    if not memory.cache_latents:
+        advice.append("switch cache_latents on")
+    if config.network.network_dim > 8:
+        advice.append(f"lower network_dim (now {config.network.network_dim})")
+    retreat = "" if memory.on_out_of_memory == "retreat" else "; or set on_out_of_memory to retreat, and start again"
+    return f"not enough memory on {device} for this run: {', '.join(advice)}{retreat}"

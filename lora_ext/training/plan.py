@@ -10,7 +10,7 @@ from lora_ext.config.advice import advice
 from lora_ext.config.groups import SavingSettings
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.report import DatasetReport
-from lora_ext.dataset.step_count import count_steps
+from lora_ext.dataset.step_count import StepCount, count_steps
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class TrainingPlan:
     files: list[Path]
     warnings: list[str]
 
+    @property
+    def counts(self) -> StepCount:
+        """Updates and epochs alone."""
+        return StepCount(self.updates_per_epoch, self.total_steps, self.total_epochs)
+
     def summary(self) -> list[str]:
         """The plan in short lines for a person; warnings are not among them."""
         return [
@@ -43,7 +48,7 @@ def make_plan(config: TrainConfig, report: DatasetReport, output_dir: Path) -> T
     """Steps, epochs and files of a run. `max_train_epochs` wins over `max_train_steps`."""
     saving = config.saving
     counts = count_steps(config.learning, report.batches_per_epoch)
-    files = [output_dir / name for name in kept_files(saving, counts.total_epochs)]
+    files = [output_dir / name for name in kept_files(saving, counts)]
     return TrainingPlan(
         images=report.pictures,
         repeats_total=report.repeats,
@@ -56,19 +61,19 @@ def make_plan(config: TrainConfig, report: DatasetReport, output_dir: Path) -> T
     )
 
 
-def epoch_file_name(output_name: str, epoch: int) -> str:
+def epoch_file_name(saving: SavingSettings, epoch: int) -> str:
     """Name of the file of an epoch that is not the last."""
-    return f"{output_name}-{epoch:06d}.safetensors"
+    return f"{saving.output_name}-{epoch:06d}.{saving.save_model_as}"
 
 
-def step_file_name(output_name: str, step: int) -> str:
-    """Name of a file that was asked for in the middle of an epoch."""
-    return f"{output_name}-step{step:08d}.safetensors"
+def step_file_name(saving: SavingSettings, step: int) -> str:
+    """Name of a file that is written in the middle of an epoch."""
+    return f"{saving.output_name}-step{step:08d}.{saving.save_model_as}"
 
 
-def last_file_name(output_name: str) -> str:
+def last_file_name(saving: SavingSettings) -> str:
     """Name of the file that a run ends with."""
-    return f"{output_name}.safetensors"
+    return f"{saving.output_name}.{saving.save_model_as}"
 
 
 def live_name(output_name: str) -> str:
@@ -81,36 +86,68 @@ def saves_epoch(saving: SavingSettings, epoch: int, total_epochs: int) -> bool:
     return bool(saving.save_every_n_epochs) and epoch % (saving.save_every_n_epochs or 1) == 0 and epoch < total_epochs
 
 
-def epoch_to_delete(saving: SavingSettings, epoch: int) -> int | None:
+def saves_step(saving: SavingSettings, step: int) -> bool:
+    """Whether a file is written after this update, the last one of a run included, as sd-scripts does."""
+    return saving.save_every_n_steps is not None and step % saving.save_every_n_steps == 0
+
+
+def epoch_to_delete(saving: SavingSettings, epoch: int, keep: int | None) -> int | None:
     """The epoch whose file goes when that of `epoch` has been written, as sd-scripts counts: epoch − every · keep."""
-    if saving.save_every_n_epochs is None or saving.save_last_n_epochs is None:
+    if saving.save_every_n_epochs is None or keep is None:
         return None
-    old = epoch - saving.save_every_n_epochs * saving.save_last_n_epochs
+    old = epoch - saving.save_every_n_epochs * keep
     return old if old > 0 else None
 
 
-def written_files(saving: SavingSettings, total_epochs: int) -> list[str]:
+def step_to_delete(saving: SavingSettings, step: int, keep: int | None) -> int | None:
+    """The step whose file goes when that of `step` has been written: the first that is more than `keep` steps old."""
+    if saving.save_every_n_steps is None or keep is None:
+        return None
+    old = step - keep - 1
+    old -= old % saving.save_every_n_steps
+    return old if old > 0 else None
+
+
+def state_name(saving: SavingSettings, *, epoch: int | None = None, step: int | None = None) -> str:
+    """Name of the folder with the state after an epoch, after a step, or (with neither) at the end of a run."""
+    place = f"-{epoch:06d}" if epoch is not None else f"-step{step:08d}" if step is not None else ""
+    return f"{saving.output_name}{place}-state"
+
+
+def written_files(saving: SavingSettings, counts: StepCount) -> list[str]:
     """Names of the files that a whole run writes, in their order; those that it deletes again are among them."""
-    epochs = [epoch for epoch in range(1, total_epochs + 1) if saves_epoch(saving, epoch, total_epochs)]
-    return [*(epoch_file_name(saving.output_name, epoch) for epoch in epochs), last_file_name(saving.output_name)]
+    names: list[str] = []
+    every = saving.save_every_n_steps or counts.total_steps + 1
+    for epoch in range(1, counts.total_epochs + 1):
+        before = (epoch - 1) * counts.updates_per_epoch
+        last = min(before + counts.updates_per_epoch, counts.total_steps)
+        names += [step_file_name(saving, step) for step in range(before - before % every + every, last + 1, every)]
+        if saves_epoch(saving, epoch, counts.total_epochs):
+            names.append(epoch_file_name(saving, epoch))
+    return [*names, last_file_name(saving)]
 
 
-def kept_files(saving: SavingSettings, total_epochs: int) -> list[str]:
+def kept_files(saving: SavingSettings, counts: StepCount) -> list[str]:
     """Names of the files that are there at the end of a whole run, in the order they are written."""
-    gone = [
-        epoch_to_delete(saving, epoch) for epoch in range(1, total_epochs) if saves_epoch(saving, epoch, total_epochs)
-    ]
-    deleted = {epoch_file_name(saving.output_name, epoch) for epoch in gone if epoch is not None}
-    return [name for name in written_files(saving, total_epochs) if name not in deleted]
+    epochs = [epoch for epoch in range(1, counts.total_epochs) if saves_epoch(saving, epoch, counts.total_epochs)]
+    gone = {epoch_to_delete(saving, epoch, saving.save_last_n_epochs) for epoch in epochs}
+    deleted = {epoch_file_name(saving, epoch) for epoch in gone if epoch is not None}
+    every = saving.save_every_n_steps or counts.total_steps + 1
+    steps = range(every, counts.total_steps + 1, every)
+    old = {step_to_delete(saving, step, saving.save_last_n_steps) for step in steps}
+    deleted |= {step_file_name(saving, step) for step in old if step is not None}
+    return [name for name in written_files(saving, counts) if name not in deleted]
 
 
 def _warnings(config: TrainConfig, updates_per_epoch: int, files: list[Path], output_dir: Path) -> list[str]:
     learning = config.learning
     warnings = []
+    if config.saving.resume.strip():
+        files = []  # those of the run that is gone on with
     replaced = [file.name for file in files if file.exists()]
     if replaced:
         warnings.append(f"files that are there already will be replaced: {_named(replaced)}")
-    others = _other_epochs(config.saving.output_name, files, output_dir)
+    others = _other_epochs(config.saving, files, output_dir) if files else []
     if others:
         warnings.append(
             f"files of an earlier run of this name stay and will be taken for epochs of this one: {_named(others)}; "
@@ -124,11 +161,11 @@ def _warnings(config: TrainConfig, updates_per_epoch: int, files: list[Path], ou
     return [*warnings, *advice(config)]
 
 
-def _other_epochs(output_name: str, files: list[Path], output_dir: Path) -> list[str]:
+def _other_epochs(saving: SavingSettings, files: list[Path], output_dir: Path) -> list[str]:
     """Files in the folder that look like epochs of this name and are not written by this run."""
     if not output_dir.is_dir():
         return []
-    pattern = re.compile(re.escape(output_name) + r"-\d{6}\.safetensors")
+    pattern = re.compile(re.escape(saving.output_name) + rf"-\d{{6}}\.{saving.save_model_as}")
     written = {file.name for file in files}
     return sorted(
         file.name for file in output_dir.iterdir() if pattern.fullmatch(file.name) and file.name not in written

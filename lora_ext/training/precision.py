@@ -12,21 +12,27 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import UserError
 
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def training_dtype(config: TrainConfig, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of the base's weights during the run.
 
-    `no` is fp32. `bf16` leaves an fp32 base as it is, to compute under autocast, and takes any other base as bf16.
+    `no` is fp32. `bf16` and `fp16` leave an fp32 base as it is, to compute under autocast, and take any other base as
+    bf16 or fp16. With `full_bf16` every base is bf16.
     """
+    if config.memory.full_bf16:
+        return torch.bfloat16
     if config.memory.mixed_precision == "no" or checkpoint.dtype == torch.float32:
         return torch.float32
-    return torch.bfloat16
+    return _HALF[config.memory.mixed_precision]
 
 
 def autocasting(config: TrainConfig, checkpoint: Checkpoint) -> AbstractContextManager[object]:
-    """Context of a forward pass: bf16 autocast where an fp32 base is to compute in bf16, otherwise nothing."""
-    if config.memory.mixed_precision == "bf16" and training_dtype(config, checkpoint) == torch.float32:
-        autocast: AbstractContextManager[object] = torch.autocast(checkpoint.device.type, torch.bfloat16)
+    """Context of a forward pass: autocast where an fp32 base is to compute in bf16 or fp16, otherwise nothing."""
+    half = _HALF.get(config.memory.mixed_precision)
+    if half is not None and training_dtype(config, checkpoint) == torch.float32:
+        autocast: AbstractContextManager[object] = torch.autocast(checkpoint.device.type, half)
         return autocast
     return nullcontext()
 
@@ -35,7 +41,12 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError where the device cannot compute in the wanted precision."""
     if config.memory.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name(device)
-        raise UserError(f"mixed_precision = bf16: {name} has no bf16; set mixed_precision to no")
+        raise UserError(f"mixed_precision = bf16: {name} has no bf16; set mixed_precision to fp16")
+    if config.memory.mixed_precision == "fp16" and device.type != "cuda":
+        raise UserError(
+            f"mixed_precision = fp16: allowed on NVIDIA and AMD cards alone, and this runs on {device}; set it to bf16 "
+            "or no"
+        )
 
 
 @contextmanager

@@ -23,3 +23,13 @@ def random_states_kept() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if gpus:
             torch.cuda.set_rng_state_all(gpus)
+
+
+def reseed(seed: int) -> None:
+    """Let torch's generators of the CPU, and of GPUs that are in use, begin with `seed`.
+
+    `torch.manual_seed` would leave a seed for GPUs that nobody has used yet: the program around would meet it.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

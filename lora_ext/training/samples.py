@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -29,6 +29,7 @@ from lora_ext.protocols import (
     Sample,
     UserError,
 )
+from lora_ext.training.modes import evaluating
 from lora_ext.training.random_states import random_states_kept
 
 _PHASE = "drawing samples"
@@ -168,7 +169,7 @@ class SampleDrawer:
     def _draw_one(self, generator: ImageGenerator, prompt: SamplePrompt, number: int, epoch: int, step: int) -> None:
         self._end_if_stopping()
         request = sample_request(prompt, self.config, self._first_caption)
-        with random_states_kept(), torch.no_grad(), self._weights_for_use(), _evaluating(self._network):
+        with random_states_kept(), torch.no_grad(), self._weights_for_use(), evaluating(self._network):
             (image,) = generator.generate(request, self._end_if_stopping)
         self._end_if_stopping()  # the host may have given up in the middle
         for text in image.messages:
@@ -182,15 +183,3 @@ class SampleDrawer:
     def _end_if_stopping(self, done: int = 0, total: int = 0) -> None:
         """Leave the samples where the run is to end; called between the steps of a picture too."""
         self.control.raise_if_stopping()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode, afterwards each of its modules in the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

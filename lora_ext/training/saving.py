@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.ckpt_file import write_ckpt
 from lora_ext.networks.file import Precision, write_network
 from lora_ext.networks.sidecar import delete_sidecar
 from lora_ext.protocols import Events, SavedNetwork, UserError
-from lora_ext.training.plan import epoch_file_name, epoch_to_delete, last_file_name, live_name, step_file_name
+from lora_ext.training.plan import (
+    epoch_file_name,
+    epoch_to_delete,
+    last_file_name,
+    live_name,
+    saves_step,
+    step_file_name,
+    step_to_delete,
+)
 
 
 class NetworkSaver:
@@ -39,17 +48,24 @@ class NetworkSaver:
     def save_epoch(self, epoch: int, step: int) -> None:
         """Write an epoch's file, then delete the one that `save_last_n_epochs` no longer keeps.
 
-        A file that cannot be written is reported; it does not end the run.
+        A file that cannot be written is reported, and the old one stays; it ends the run with UserError only where
+        `on_disk_full` says so.
         """
-        name = self.config.saving.output_name
-        self._try_to_write(epoch_file_name(name, epoch), epoch, step)
-        old = epoch_to_delete(self.config.saving, epoch)
+        saving = self.config.saving
+        if not self._try_to_write(epoch_file_name(saving, epoch), epoch, step):
+            return
+        old = epoch_to_delete(saving, epoch, saving.save_last_n_epochs)
         if old is not None:
-            self._delete(self.output_dir / epoch_file_name(name, old))
+            self._delete(self.output_dir / epoch_file_name(saving, old))
 
     def save_step(self, epoch: int, step: int) -> None:
-        """Write the file that was asked for in the middle of an epoch, or report that it cannot be written."""
-        self._try_to_write(step_file_name(self.config.saving.output_name, step), epoch, step)
+        """Write a file in the middle of an epoch; the rest is as with `save_epoch`."""
+        saving = self.config.saving
+        if not self._try_to_write(step_file_name(saving, step), epoch, step):
+            return
+        old = step_to_delete(saving, step, saving.save_last_n_steps) if saves_step(saving, step) else None
+        if old is not None:
+            self._delete(self.output_dir / step_file_name(saving, old))
 
     def save_last(self, epoch: int, step: int) -> None:
         """Write the run's last file.
@@ -57,11 +73,11 @@ class NetworkSaver:
         Where its place is taken (by a program that holds the old file open, say), it gets the name of its step; only
         where that fails too is UserError raised.
         """
-        name = self.config.saving.output_name
+        saving = self.config.saving
         try:
-            self._write(last_file_name(name), epoch, step, is_last=True)
+            self._write(last_file_name(saving), epoch, step, is_last=True)
         except UserError as error:
-            rescue = step_file_name(name, step)
+            rescue = step_file_name(saving, step)
             self._write(rescue, epoch, step, is_last=True)
             self.events.message("error", f"{error}. The network is in {rescue} instead.")
 
@@ -70,11 +86,22 @@ class NetworkSaver:
         metadata = self._metadata(live_name(self.config.saving.output_name), epoch, step)
         write_network(path, self._tensors(), metadata, "float")
 
-    def _try_to_write(self, file_name: str, epoch: int, step: int) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The run's files so far."""
+        return {"files": [path.name for path in self.files]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from there: files that are gone, or in another folder, are no longer the run's."""
+        self.files = [path for name in state["files"] if (path := self.output_dir / name).is_file()]
+
+    def _try_to_write(self, file_name: str, epoch: int, step: int) -> bool:
+        """Write a file; whether that was possible."""
         try:
             self._write(file_name, epoch, step)
         except UserError as error:
-            self.events.message("error", f"{error}. Training goes on.")
+            told_or_raised(error, self.config, self.events)
+            return False
+        return True
 
     def _delete(self, path: Path) -> None:
         """Delete a file of this run and its card; one that another program holds open stays, with a warning."""
@@ -89,9 +116,19 @@ class NetworkSaver:
 
     def _write(self, file_name: str, epoch: int, step: int, is_last: bool = False) -> None:
         path = self.output_dir / file_name
-        metadata = self._metadata(path.stem, epoch, step)
         precision = cast(Precision, self.config.saving.save_precision)
-        write_network(path, self._tensors(), metadata, precision)
-        if path not in self.files:
-            self.files.append(path)
+        if self.config.saving.save_model_as == "ckpt":
+            write_ckpt(path, self._tensors(), precision)
+        else:
+            write_network(path, self._tensors(), self._metadata(path.stem, epoch, step), precision)
+        self.files = [*(file for file in self.files if file != path), path]
         self.events.saved(SavedNetwork(path, epoch, step, is_last))
+
+
+def told_or_raised(error: UserError, config: TrainConfig, events: Events) -> None:
+    """Report what could not be written and go on, or end the run with it, as `on_disk_full` says."""
+    if config.saving.on_disk_full == "stop":
+        raise UserError(
+            f"{error}. The run ends here, as on_disk_full = stop says; what was written before is whole"
+        ) from error
+    events.message("error", f"{error}. Training goes on.")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+
+from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, find_targets
 from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
+from lora_ext.training.first_weights import BaseNetwork, like_file, merged, possible_targets
 from lora_ext.training.freezing import frozen
 from lora_ext.training.precision import computing_in, training_dtype
 from lora_ext.training.rates import block_factors
@@ -22,12 +26,23 @@ class Session:
     those that are trained: "unet", "text_encoder".
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, parts: Collection[str]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        parts: Collection[str],
+        base_networks: Sequence[BaseNetwork] = (),
+        like: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`base_networks` are merged into the base; `like` holds a network's tensors whose ranks are to be taken."""
         self.checkpoint = checkpoint
         self.config = config
         self._parts = parts
+        self._base_networks = base_networks
+        self._like = like
         self._network: Network | None = None
         self._undo = ExitStack()
+        self._checkpointing = config.memory.gradient_checkpointing
 
     def __enter__(self) -> Session:
         self._prepare()
@@ -38,16 +53,27 @@ class Session:
 
     def targets(self) -> list[Target]:
         """The modules to adapt, of the parts that are trained."""
-        found = find_targets(self.checkpoint, self.config.network, block_factors(self.config))
+        settings = self.config.network
+        if self._like is not None:
+            possible = [each for each in possible_targets(self.checkpoint, settings) if each.group in self._parts]
+            return like_file(possible, self._like)
+        found = find_targets(self.checkpoint, settings, block_factors(self.config))
         return [each for each in found if each.group in self._parts]
 
     def attach(self, network: Network) -> None:
         """Put the network into the forward pass, with gradient checkpointing where the settings want it."""
         self._network = network
         self._undo.enter_context(network.attached())
-        if self.config.memory.gradient_checkpointing:
-            blocks = checkpointed_blocks(self.checkpoint, with_text_encoders="text_encoder" in self._parts)
-            self._undo.enter_context(gradient_checkpointing(blocks))
+        if self._checkpointing:
+            self._wrap_blocks()
+
+    def checkpoint_gradients(self) -> bool:
+        """Switch gradient checkpointing on for the rest of the run; False where it is on already."""
+        if self._checkpointing:
+            return False
+        self._checkpointing = True
+        self._wrap_blocks()
+        return True
 
     def leave(self) -> None:
         """Undo everything: the checkpoint is exactly as it was before."""
@@ -61,10 +87,15 @@ class Session:
             self._network.retarget(self.targets())
             self.attach(self._network)
 
+    def _wrap_blocks(self) -> None:
+        blocks = checkpointed_blocks(self.checkpoint, with_text_encoders="text_encoder" in self._parts)
+        self._undo.enter_context(gradient_checkpointing(blocks, dropout_of(self.config.network).active))
+
     def _prepare(self) -> None:
         checkpoint = self.checkpoint
         modules = [checkpoint.unet, *(encoder.module for encoder in checkpoint.text_encoders)]
         with ExitStack() as undo:
             undo.enter_context(frozen(checkpoint))
             undo.enter_context(computing_in(modules, training_dtype(self.config, checkpoint)))
+            undo.enter_context(merged(checkpoint, self._base_networks))
             self._undo = undo.pop_all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,16 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import UserError
-from lora_ext.training.loss import diffusion_loss, prediction_target, sample_weights
-from lora_ext.training.noise import Draw, NoiseSource, SeededNoise
-from lora_ext.training.precision import autocasting
+from lora_ext.training.diffusion import DiffusionLoss
+from lora_ext.training.noise import Draw, NoiseSource, SeededNoise, generator_for
+from lora_ext.training.out_of_memory import is_out_of_memory
+from lora_ext.training.prior import PriorPrediction
+from lora_ext.training.random_states import random_states_kept, reseed
+from lora_ext.training.retreat import Retreat, free_memory, split_rows
+from lora_ext.training.scaling import LossScaler
+from lora_ext.training.timesteps import band_means
 
 _Item = TypeVar("_Item")
-
-BAD_STEPS_IN_A_ROW = 5
-"""So many updates without a finite loss or gradient end a run."""
 
 
 def windows(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
@@ -34,6 +36,7 @@ def windows(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 class TrainingStep:
     """Computes the loss of batches and updates the parameters of `optimizer`.
 
+    `bands` are the last update's losses by timestep band.
     `encode` gives the text states (batch, tokens, width) of captions. Noise and timesteps come from `noise`, drawn on
     the CPU, so that a run is the same on every device up to rounding.
     """
@@ -45,61 +48,134 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         encode: Callable[[list[str]], Tensor],
         noise: NoiseSource | None = None,
+        prior: PriorPrediction | None = None,
+        retreat: Retreat | None = None,
     ) -> None:
-        self.checkpoint = checkpoint
+        """With a `retreat`, a step that memory does not suffice for is taken again in smaller pieces."""
+        self.diffusion = DiffusionLoss(checkpoint, config, encode)
         self.config = config
         self.optimizer = optimizer
+        self.bands: dict[str, float] = {}
         self.bad_steps = 0
+        self.left_out = ""
+        self.scaler = LossScaler() if config.memory.mixed_precision == "fp16" else None
+        self._retreat = retreat
         self._bad_in_a_row = 0
-        self._encode = encode
-        self._noise = noise or SeededNoise(config.learning.seed, len(checkpoint.schedule), config.loss.noise_offset)
+        self._prior = prior
+        self._noise = noise or SeededNoise(config.learning.seed, len(self.diffusion.schedule), config.loss)
+        self._noted: list[tuple[Tensor, Tensor]] = []
         self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that is trained on."""
+        return self.diffusion.checkpoint
+
+    @checkpoint.setter
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Go on with another view of it."""
+        self.diffusion.checkpoint = checkpoint
 
     def update(self, batches: Sequence[Batch], step: int) -> float:
         """Train on the batches of one accumulation window, the `step`th from 0; returns their mean loss.
 
-        An update whose loss or gradient is not finite is left out and counted; UserError after five in a row.
+        As in sd-scripts each batch counts 1 / `gradient_accumulation_steps`, in an epoch's last window too, which may
+        have fewer of them. An update whose loss or gradient is not finite is left out and counted (`left_out` says
+        why); UserError after `stop_after_bad_steps` in a row. What modules draw depends on the seed and the step alone.
         """
+        with random_states_kept():
+            loss, norm = self._gradients(batches, step)
+        self._apply(loss, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _gradients(self, batches: Sequence[Batch], step: int) -> tuple[float, float]:
+        """Gradients of a window's batches, clipped; their mean loss, and the gradient's length before."""
+        seed = generator_for(self.config.learning.seed, f"modules:{step}").initial_seed()
+        while True:
+            reseed(seed)
+            try:
+                return self._backward(batches, step, self._retreat.pieces if self._retreat else 1)
+            except RuntimeError as error:
+                if self._retreat is None or not is_out_of_memory(error):
+                    raise
+                reason = error.with_traceback(None)  # the traceback holds all tensors of the step
+            self.optimizer.zero_grad(set_to_none=True)
+            free_memory()
+            if not self._retreat.further(max(len(batch.captions) for batch in batches)):
+                raise reason
+
+    def _backward(self, batches: Sequence[Batch], step: int, pieces: int) -> tuple[float, float]:
+        """As `_gradients`, each batch in so many pieces."""
         total = torch.zeros((), device=self.checkpoint.device)
-        for part, batch in enumerate(batches):
-            loss = self.loss(batch, self._noise(batch.latents, step, part)) / len(batches)
-            loss.backward()
-            total += loss.detach()
+        self._noted = []
+        for place, batch in enumerate(batches):
+            draw = self._noise(batch.latents, step, place)
+            for piece, its_draw in zip(split_rows(batch, pieces), split_rows(draw, pieces), strict=True):
+                loss = self.loss(piece, its_draw) * (len(piece.captions) / len(batch.captions))
+                total += loss.detach()
+                loss = loss / self.config.learning.gradient_accumulation_steps
+                (self.scaler.scaled(loss) if self.scaler else loss).backward()
+        if self.scaler:
+            self.scaler.unscale(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.learning.max_grad_norm or math.inf)
-        mean_loss, length = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
-        if math.isfinite(mean_loss) and math.isfinite(length):
+        mean_loss, length = self._fetch(total / len(batches), norm)
+        return mean_loss, length
+
+    def _apply(self, loss: float, norm: float) -> None:
+        """Take the optimizer's step where loss and gradient are finite; count it as bad where they are not."""
+        finite, smallest = math.isfinite(loss) and math.isfinite(norm), self.scaler is None or self.scaler.is_smallest
+        if self.scaler:
+            self.scaler.update(finite)
+        self.left_out = ""
+        if finite:
             self._bad_in_a_row = 0
             self.optimizer.step()
-        else:
-            self._count_bad_step(mean_loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(mean_loss)
+        elif smallest or not math.isfinite(loss):  # else it is the scaler's own overflow, which fp16 lives with
+            self.left_out = f"its loss is {loss}" if not math.isfinite(loss) else f"its gradient is {norm}"
+            self._count_bad_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Bad steps, the scaler, and how far the run has drawn back."""
+        return {
+            "bad_steps": self.bad_steps,
+            "bad_in_a_row": self._bad_in_a_row,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "retreat": self._retreat.state_dict() if self._retreat else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.bad_steps, self._bad_in_a_row = state["bad_steps"], state["bad_in_a_row"]
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self._retreat and state["retreat"]:
+            self._retreat.load_state_dict(state["retreat"])
+
+    def _fetch(self, *numbers: Tensor) -> list[float]:
+        """The numbers as floats, and what was noted as `bands`: the step's only wait for the device."""
+        losses = [each for each, _ in self._noted]
+        values: list[float] = torch.cat([torch.stack([each.to(losses[0]) for each in numbers]), *losses]).tolist()
+        timesteps = torch.cat([each for _, each in self._noted]).tolist()
+        self.bands = band_means(values[len(numbers) :], timesteps, len(self.diffusion.schedule))
+        self._noted = []
+        return values[: len(numbers)]
 
     def loss(self, batch: Batch, draw: Draw) -> Tensor:
-        """The diffusion loss of one batch with this noise, with its graph."""
-        checkpoint, settings = self.checkpoint, self.config.loss
-        schedule, kind = checkpoint.schedule, checkpoint.prediction_type
-        device = checkpoint.device
-        latents = batch.latents.to(device, torch.float32)  # (batch, 4, h, w), scaled
-        noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        with autocasting(self.config, checkpoint):
-            context = self._encode(batch.captions)  # (batch, tokens, width)
-            prediction = checkpoint.unet(
-                noisy.to(checkpoint.dtype), timesteps, context.to(device=device, dtype=checkpoint.dtype)
-            )
-        target = prediction_target(latents, noise, timesteps, schedule, kind)
-        weights = sample_weights(batch.loss_weights.to(device), timesteps, schedule, kind, settings.min_snr_gamma)
-        return diffusion_loss(prediction, target, weights)
+        """The diffusion loss of one batch with this noise, with its graph; each sample's is noted for the bands."""
+        losses = self.diffusion.losses(batch, draw, self._prior)
+        self._noted.append((losses.detach(), draw.timesteps))
+        return losses.mean()
 
-    def _count_bad_step(self, loss: float) -> None:
+    def _count_bad_step(self) -> None:
         self.bad_steps += 1
         self._bad_in_a_row += 1
-        if self._bad_in_a_row >= BAD_STEPS_IN_A_ROW:
+        if self._bad_in_a_row >= self.config.learning.stop_after_bad_steps:
             rates = ", ".join(f"{group['part']} {group['initial_lr']:g}" for group in self.optimizer.param_groups)
             precision = self.config.memory.mixed_precision
+            other = "bf16, or no" if precision == "fp16" else "no" if precision == "bf16" else "bf16"
             raise UserError(
-                f"{BAD_STEPS_IN_A_ROW} steps in a row had no finite loss or gradient (the last loss is {loss}). Likely "
-                f"causes: the learning rate is too high ({rates}; try a tenth of it), a checkpoint that gives NaN in "
-                f"mixed_precision = {precision} (try {'bf16' if precision == 'no' else 'no'}), or a broken checkpoint"
+                f"{self._bad_in_a_row} steps in a row had no finite loss or gradient (of the last one, "
+                f"{self.left_out}). Likely causes: the learning rate is too high ({rates}; try a tenth of it), a "
+                f"checkpoint that gives NaN in mixed_precision = {precision} (try {other}), or a broken checkpoint"
             )

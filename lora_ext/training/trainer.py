@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.class_pictures import check_class_pictures, draw_class_pictures
 from lora_ext.dataset.dataset import ImageDataset
-from lora_ext.dataset.encodings import EncodingCache
 from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import TextConditioning, token_count
+from lora_ext.training.conditioning import token_count
+from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
 from lora_ext.training.out_of_memory import advice_for, is_out_of_memory
 from lora_ext.training.pausing import PausePlace
-from lora_ext.training.precision import autocasting, computing_in
+from lora_ext.training.prediction import prediction_warnings
+from lora_ext.training.prior import prior_prediction
+from lora_ext.training.random_states import random_states_kept
+from lora_ext.training.resuming import check_same_run, facts_of, find_state
+from lora_ext.training.retreat import Retreat, free_memory
 from lora_ext.training.run import Run, TrainingResult, mean_finite
 from lora_ext.training.run_facts import MetadataOfRun
 from lora_ext.training.samples import SampleDrawer
 from lora_ext.training.saving import NetworkSaver
 from lora_ext.training.session import Session
+from lora_ext.training.state_folders import SavedState
+from lora_ext.training.state_saving import StateSaver
 from lora_ext.training.step import TrainingStep
+from lora_ext.training.text_encoding import prepare_text
+from lora_ext.training.validation import Validation, held_out_pictures
 
 
 class Trainer:
@@ -49,10 +59,12 @@ class Trainer:
         generator: ImageGenerator | None = None,
         pause_place: PausePlace | None = None,
         noise: NoiseSource | None = None,
+        network_folders: Sequence[Path] = (),
     ) -> None:
         """`generator` renders samples with the checkpoint as it is; without one there are none.
 
         `noise` stands in for the noise that the settings ask for, to compare with other programs.
+        `network_folders` is where networks are looked for that the settings name, besides the output folder.
         """
         self.checkpoint = checkpoint
         self.config = config
@@ -62,6 +74,7 @@ class Trainer:
         self.pause_place = pause_place
         self.generator = generator
         self.noise = noise
+        self.network_folders = (*network_folders, output_dir)
 
     def run(self) -> TrainingResult:
         """Train, and write the network's files.
@@ -78,42 +91,90 @@ class Trainer:
                 seconds=time.perf_counter() - started,
             )  # fmt: skip
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise UserError(advice_for(self.config, self.checkpoint.device)) from error
-            raise
+            if not is_out_of_memory(error):
+                raise
+        free_memory()  # outside of the except block: the error's traceback holds the tensors of the step
+        raise UserError(advice_for(self.config, self.checkpoint.device))
 
     def _run(self, started: float) -> TrainingResult:
         checkpoint, config = self.checkpoint, self.config
         check_checkpoint(config, checkpoint)
-        encoder = checkpoint.text_encoders[0]
-        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption))
+        encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
+        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
+        check_class_pictures(prepared.scan, self.generator)
+        base = read_base_networks(config.network, self.network_folders)
+        prepared = self._with_class_pictures(prepared)
+        facts = facts_of(prepared.scan, checkpoint, base)
+        state = find_state(config, self.output_dir)
+        changes = check_same_run(state, prepared, facts) if state else []
+        first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
-        metadata = MetadataOfRun(checkpoint, prepared)
-        with Session(checkpoint, config, prepared.rates) as session:
-            generator = generator_for(config.learning.seed, "network")
-            network = Network(session.targets(), generator, dropout_of(config.network))
-            dataset = self._cached_dataset(prepared)
-            conditioning = self._conditioning(dataset)
-            encode = self._text_encoding(conditioning, dataset, trained="text_encoder" in prepared.rates)
-            session.attach(network)
-            learning = Learning(network, config, prepared.plan.total_steps)
-            run = Run(
-                plan=prepared.plan,
-                session=session,
-                dataset=dataset,
-                conditioning=conditioning,
-                step=TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise),
-                saver=NetworkSaver(config, self.output_dir, self.events, learning.tensors_for_file, metadata),
-                samples=self._samples(prepared, dataset, learning),
-                learning=learning,
-            )
+        source = state.network if state else first.tensors if first else None
+        like = source if config.network.dim_from_weights else None
+        with Session(checkpoint, config, prepared.rates, base, like) as session:
+            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base), facts)
+            for note in begin_with(run.network, first) if first else ():
+                self.events.message("warning", note)
+            if state:
+                self._go_on(run, state, changes)
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
+
+    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]) -> Run:
+        """Everything that the first step needs; the network is attached."""
+        checkpoint, config = self.checkpoint, self.config
+        network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
+        if config.memory.full_bf16:
+            network.cast(torch.bfloat16)
+        dataset = self._cached_dataset(prepared)
+        held_out = held_out_pictures(prepared.held_out, checkpoint, config, self.events, self.control)
+        prior = prior_prediction(config, prepared.scan, network)
+        further = [*(held_out.captions if held_out else ()), *(prior.captions if prior else ())]
+        trained = "text_encoder" in network.parameters_by_group()
+        conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control, further)
+        session.attach(network)
+        learning = Learning(network, config, prepared.plan.total_steps)
+        step = TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise, prior, self._retreat(session))
+        run = Run(
+            plan=prepared.plan,
+            session=session,
+            dataset=dataset,
+            conditioning=conditioning,
+            network=network,
+            step=step,
+            saver=NetworkSaver(config, self.output_dir, self.events, learning.tensors_for_file, metadata),
+            samples=self._samples(prepared, dataset, learning),
+            validation=Validation(
+                held_out, step.diffusion, network, self.events, self.control, learning.weights_for_use
+            ),
+            learning=learning,
+            facts=facts,
+        )
+        metadata.validation = run.validation.metadata
+        run.states = StateSaver(config, self.output_dir, self.events, run.snapshot, metadata)
+        run.parts = {
+            "optimizer": learning, "step": run.step, "files": run.saver, "states": run.states,
+            "metadata": metadata, "validation": run.validation,
+        }  # fmt: skip
+        return run
+
+    def _retreat(self, session: Session) -> Retreat | None:
+        """What a run does when memory does not suffice for a step, None where it ends then."""
+        if self.config.memory.on_out_of_memory != "retreat":
+            return None
+        return Retreat(self.events, session.checkpoint_gradients)
+
+    def _go_on(self, run: Run, state: SavedState, changes: Sequence[str]) -> None:
+        """Begin where a saved state was, and say what has changed since."""
+        run.go_on_from(state, self.events)
+        self.events.message("info", f"Goes on after step {run.steps} of {run.plan.total_steps}.")
+        for change in changes:
+            self.events.message("warning", f"Changed since the state was saved: {change}.")
 
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in prepared.warnings:
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
@@ -121,32 +182,20 @@ class Trainer:
                 self.events.message("warning", f"The {part.replace('_', ' ')} is not trained: its learning rate is 0.")
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
-        """The dataset with its latents, encoded in fp32: half-precision VAEs give NaN."""
+        """The dataset, with the latents that are kept."""
         dataset = ImageDataset(prepared.scan, self.config)
         generator = generator_for(self.config.learning.seed, "latents")
-        with torch.no_grad(), computing_in([self.checkpoint.vae], torch.float32):
-            dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
+        dataset.cache_latents(self.checkpoint, self.events, self.control, generator)
         self.control.raise_if_stopping()
         return dataset
 
-    def _conditioning(self, dataset: ImageDataset) -> TextConditioning:
-        """What encodes captions, with room for the longest of the dataset."""
-        settings = self.config.captions
-        conditioning = TextConditioning(self.checkpoint.text_encoders[0], settings.clip_skip, settings.max_token_length)
-        conditioning.fit(dataset.captions)
-        return conditioning
-
-    def _text_encoding(
-        self, conditioning: TextConditioning, dataset: ImageDataset, trained: bool
-    ) -> Callable[[list[str]], Tensor]:
-        """What gives the text states of captions: the encoder itself while it is trained, otherwise a cache."""
-        if trained:
-            return conditioning.encode
-        cache = EncodingCache(conditioning.encode)
-        if dataset.captions_are_known:
-            with autocasting(self.config, self.checkpoint):
-                cache.prepare(dataset.captions, self.events, self.control)
-        return cache
+    def _with_class_pictures(self, prepared: PreparedRun) -> PreparedRun:
+        """The run with the class pictures that were missing, drawn by the checkpoint as it is."""
+        if self.generator is None:
+            return prepared
+        with random_states_kept(), torch.no_grad():
+            scan = draw_class_pictures(prepared.scan, self.config, self.generator, self.events, self.control)
+        return replace(prepared, scan=scan)
 
     def _samples(self, prepared: PreparedRun, dataset: ImageDataset, learning: Learning) -> SampleDrawer:
         return SampleDrawer(
@@ -165,5 +214,7 @@ class Trainer:
             cancelled=self.control.cancelled,
             losses=run.losses,
             bad_steps=run.step.bad_steps,
+            best_epoch=run.validation.best.epoch if run.validation.best else None,
+            note="" if stopped else run.validation.note,
             seconds=time.perf_counter() - started,
         )

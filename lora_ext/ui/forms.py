@@ -24,7 +24,7 @@ def field(name: str, defaults: Mapping[str, Any], classes: str = "") -> str:
     declared = all_settings()[name]
     value = shown_value(declared, defaults.get(name, declared.default))
     wide = " lw-wide" if declared.lines > 1 else ""
-    unit = f" ({escape(declared.unit)})" if declared.unit else ""
+    unit = f" ({escape(declared.unit)})" if declared.unit and declared.unit != declared.label.lower() else ""
     words = f"{declared.label} {declared.help} {name} {declared.sd_scripts}".lower()
     kind = "lw-tick" if declared.type is bool else "lw-text"
     return (

@@ -29,11 +29,14 @@ def live_panel(page_key: str) -> str:
     <div id="lw-bar-fill"></div>
   </div>
   <p id="lw-run-facts" class="lw-run-facts"></p>
+  <p id="lw-run-numbers" class="lw-run-numbers"></p>
   <p id="lw-run-note" class="lw-run-note"></p>
   <div id="lw-paused" class="lw-paused" hidden></div>
+  <div id="lw-resumable" class="lw-controls"></div>
   <ul id="lw-queue" class="lw-queue"></ul>
   <div class="lw-columns">
-    <div><h4>Loss</h4><div id="lw-chart" class="lw-chart-box">
+    <div><h4>Loss <label class="lw-switch"><input type="checkbox" id="lw-show-bands"> by timesteps</label></h4>
+      <div id="lw-chart" class="lw-chart-box">
       <p class="lw-hint">The loss of each step appears here.</p></div></div>
     <div><h4>Saved epochs</h4><ul id="lw-saved" class="lw-saved"></ul></div>
   </div>
@@ -47,6 +50,7 @@ def try_panel(program: str) -> str:
     """Buttons that carry a run's network to where pictures are made in `program` (webui, standalone)."""
     return f"""
 <section id="lw-try" class="lw-try" data-program="{escape(program)}">
+  <p id="lw-try-best" class="lw-best" hidden></p>
   <p id="lw-try-hint" class="lw-hint">As soon as a file is saved, it can be tried from here.</p>
   <div id="lw-try-buttons" class="lw-controls" hidden></div>
   <p id="lw-try-note" class="lw-control-error" role="alert"></p>
@@ -57,7 +61,8 @@ def try_panel(program: str) -> str:
 RUNS_PANEL = """
 <section class="lw-runs-page">
   <table class="lw-runs">
-    <thead><tr><th>Name</th><th>State</th><th>Started</th><th>Steps</th><th>Loss</th><th>Files</th><th></th></tr></thead>
+    <thead><tr><th>Name</th><th>State</th><th>Started</th><th>Steps</th><th>Loss</th>
+      <th>Best epoch</th><th>Files</th><th></th></tr></thead>
     <tbody id="lw-runs"></tbody>
   </table>
   <p id="lw-runs-empty" class="lw-hint">No runs yet.</p>

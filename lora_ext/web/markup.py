@@ -89,11 +89,19 @@ def plan_card(config: TrainConfig, look: Look, plan: TrainingPlan) -> str:
     return (
         '<div class="lw-plan-card"><p class="lw-sum">'
         f"<span>{plan.repeats_total} pictures an epoch ÷ {grouped} = {_count(plan.updates_per_epoch, 'step')}</span> "
-        f"<span>× {_count(plan.total_epochs, 'epoch')} = <strong>{plan.total_steps:,} steps</strong></span></p>"
-        f"<p>{_files_line(plan.files)}</p>"
+        f"<span>{_length(plan)}</span></p>"
+        f"<p>{_files_line(plan.files)}{_states(config)}</p>"
         f'<details><summary>Sizes in an epoch</summary><ul class="lw-sizes">{sizes}</ul></details>'
         f"{errors(look.report.problems) if look.report.problems else ''}{warnings(plan.warnings)}</div>"
     )
+
+
+def _length(plan: TrainingPlan) -> str:
+    """ "× 10 epochs = 1,200 steps", or where the run ends in the middle of an epoch, "an epoch, 1,000 steps in all"."""
+    total = f"<strong>{plan.total_steps:,} steps</strong>"
+    if plan.total_steps == plan.total_epochs * plan.updates_per_epoch:
+        return f"× {_count(plan.total_epochs, 'epoch')} = {total}"
+    return f"an epoch; {total} in all, in {_count(plan.total_epochs, 'epoch')}"
 
 
 def _files_line(files: Sequence[Path]) -> str:
@@ -103,6 +111,13 @@ def _files_line(files: Sequence[Path]) -> str:
     folder = " and ".join(Counter(str(path.parent) for path in files))
     written = f"<code>{escape(', '.join(shown))}</code> ({_count(len(files), 'file')})"
     return f"writes {written} to <code>{escape(folder)}</code>"
+
+
+def _states(config: TrainConfig) -> str:
+    """What is kept to go on from later."""
+    if config.saving.save_state:
+        return ", and beside each the state to go on from exactly there"
+    return ", and the last state to go on from" if config.saving.save_state_on_train_end else ""
 
 
 def _sentence(text: str) -> str:

@@ -15,9 +15,11 @@ from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan
+from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.validation_split import split_validation
 from lora_ext.jobs.recording import output_folder
 from lora_ext.jobs.records import json_value
 from lora_ext.protocols import Host, UserError
@@ -26,7 +28,7 @@ from lora_ext.training.plan import TrainingPlan, make_plan
 NO_PICTURES = "Give the folder of your pictures and press Look."
 NO_PLAN = "Steps and files stand here as soon as there are pictures."
 
-_Seen = tuple[DatasetSettings, SubsetOptions, Sizing]
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str]
 """What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
@@ -50,6 +52,7 @@ class PlanningDesk:
         self.host = host
         self.allowed_roots = allowed_roots
         self._scans: dict[_Seen, tuple[float, DatasetScan]] = {}
+        self._inspect = RememberedFacts()
         self._lock = threading.Lock()
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
@@ -84,12 +87,12 @@ class PlanningDesk:
             raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
     def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
-        key = (config.dataset, subset_options(config), run_sizing(config))
+        key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
                 return seen[1]
-            scan = scan_dataset(config)
+            scan, _ = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
             self._scans.pop(key, None)
             while len(self._scans) >= _KEPT_SCANS:
                 del self._scans[next(iter(self._scans))]

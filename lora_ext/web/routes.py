@@ -23,12 +23,14 @@ from lora_ext.config.toml_files import read_config
 from lora_ext.config.train_config import flat_values, make_config
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.jobs.samples_file import SavedSample
+from lora_ext.jobs.steps_file import BANDS
 from lora_ext.protocols import Host, UserError
-from lora_ext.web.chart import loss_chart
+from lora_ext.web.chart import Measurement, loss_chart
 from lora_ext.web.checkpoint_line import checkpoint_line
 from lora_ext.web.form_routes import add_form_routes
 from lora_ext.web.pictures import ROUTES, SAMPLE_THUMBNAIL, check_signature, media_type, picture_url, thumbnail
 from lora_ext.web.planning import PlanningDesk, plan_as_json
+from lora_ext.web.preset_routes import add_preset_routes
 from lora_ext.web.requests import UserErrorRoute, refuse_other_sites
 
 _NEVER_STORE = {"Cache-Control": "no-store"}
@@ -71,6 +73,7 @@ def make_router(
     planning = desk or PlanningDesk(host)
     _add_planning(router, runner, planning)
     add_form_routes(router, runner, planning)
+    add_preset_routes(router, host)
     _add_runs(router, runner, host)
     _add_control(router, runner)
     _add_pictures(router)
@@ -132,10 +135,14 @@ def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
 
     @router.get("/run/{run_id}/chart")
     def chart(run_id: str) -> Response:
-        """The loss of each step as SVG, to be put into a page."""
-        record = runner.registry.record(run_id)
-        points = [(step.step, step.loss) for step in runner.registry.steps(run_id) if step.loss is not None]
-        return Response(loss_chart(points, record.total_steps), media_type="image/svg+xml", headers=_NEVER_STORE)
+        """The losses of a run, and those of its held-out pictures, as SVG to be put into a page."""
+        registry = runner.registry
+        record, steps = registry.record(run_id), registry.steps(run_id)
+        points = [(step.step, step.loss) for step in steps if step.loss is not None]
+        bands = {band: [(step.step, step.bands[band]) for step in steps if band in step.bands] for band in BANDS}
+        measured = [Measurement(each.step, each.epoch, each.loss, each.best) for each in registry.validations(run_id)]
+        chart = loss_chart(points, record.total_steps, bands, measured)
+        return Response(chart, media_type="image/svg+xml", headers=_NEVER_STORE)
 
 
 def _add_control(router: APIRouter, runner: JobRunner) -> None:

@@ -241,8 +241,8 @@ def test_looks(page: Page, app: Any, trained: str, theme: str, width: int) -> No
 def test_fields_are_reached_by_keyboard(page: Page) -> None:
     page.locator("#lw-train_data_dir input").focus()
     reached = []
-    for _ in range(6):
+    for _ in range(8):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.closest('[id^=lw-]')?.id"))
     assert reached[0] == "lw-look"
-    assert "lw-output_name" in reached
+    assert "lw-field-output_name" in reached

@@ -85,7 +85,7 @@ def test_a_run_whose_name_ends_like_an_epoch(page: Page, app: Any) -> None:
     """It is another run than that of the name without the number, and its epochs are found."""
     run = app.ask("/start", {"settings": app.settings("sea-202611", 2)})
     assert app.wait_until_over(run["id"])["state"] == "finished"
-    page.locator("#lw-saved li", has_text="sea-202611-000001").wait_for()
+    page.locator("#lw-saved li", has_text="<lora:sea-202611:1>").wait_for()
     assert "epochs 1, last × weights" in page.locator("#lw-try-buttons").inner_text()
     tab(page, "Generate")
     page.locator("#lw-generate-prompt textarea").fill("a zib <lora:sea:0.5>")

@@ -37,15 +37,15 @@ def configs() -> st.SearchStrategy[TrainConfig]:
     drawn = {name: values_of(declared) for name, declared in all_settings().items()}
     drawn["resolution"] = st.sampled_from(["512", "64", "512,768", "768x512"])
     drawn["output_name"] = st.text(st.characters(blacklist_characters='<>:"/\\|?*\n,.', blacklist_categories=["Cs"]))
+    by_block = ["", ",".join("1" * 25), ",".join("0" * 25)]
+    for name in ("block_lr", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
+        drawn[name] = st.sampled_from(by_block)
+    drawn["optimizer_args"] = drawn["lr_scheduler_args"] = st.sampled_from(["", 'betas=0.9,0.99 word="a b"'])
     drawn["lr_scheduler"] = st.sampled_from(["cosine", "some.package.Class"])
     drawn["face_crop_aug_range"] = st.sampled_from(["", "2.0,4.0"])
     drawn["base_weights_multiplier"] = st.sampled_from(["", "1,0.5"])
     for name in ("masked_loss", "dim_from_weights", "full_bf16", "num_class_images"):
         del drawn[name]  # each asks for another setting
-    by_block = ["", ",".join("1" * 25), ",".join("0" * 25)]
-    for name in ("block_lr", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
-        drawn[name] = st.sampled_from(by_block)
-    drawn["optimizer_args"] = drawn["lr_scheduler_args"] = st.sampled_from(["", 'betas=0.9,0.99 word="a b"'])
     switches = ["network_train_unet_only", "network_train_text_encoder_only"]
     buckets = ["min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"]
     chosen = st.fixed_dictionaries({}, optional={n: s for n, s in drawn.items() if n not in (*switches, *buckets)})

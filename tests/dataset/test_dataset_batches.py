@@ -208,3 +208,72 @@ def test_every_picture_comes_up_once(groups: list[tuple[int, int]], seed: int) -
     assert all(1 <= len(batch) <= sizes[batch[0] // 100] for batch in batches)
     assert all(len({index // 100 for index in batch}) == 1 for batch in batches)
     assert sorted(index for batch in batches for index in batch) == sorted(i for group in members for i in group)
+
+
+def test_an_epoch_is_gone_on_with_in_its_middle(folder: Path) -> None:
+    dataset = dataset_of(folder, shuffle_caption=True, caption_dropout_rate=0.3, enable_wildcard=True)
+    whole = list(dataset.batches(3))
+    for skip in range(len(whole) + 1):
+        assert flat(list(dataset.batches(3, skip))) == flat(whole[skip:])
+
+
+def test_what_is_drawn_for_a_picture_does_not_depend_on_the_others(folder: Path) -> None:
+    """The same pictures in batches of another size get the same captions."""
+    drawn = []
+    for size in (1, 4):
+        batches = list(dataset_of(folder, shuffle_caption=True, train_batch_size=size).batches(1))
+        drawn.append(sorted((e, c) for b in batches for e, c in zip(b.entries, b.captions, strict=True)))
+    assert drawn[0] == drawn[1]
+    assert len({caption for entry, caption in drawn[0] if entry == 0}) == 2  # its two repeats differ
+
+
+def test_batches_name_their_pictures(folder: Path) -> None:
+    dataset = dataset_of(folder)
+    for batch in dataset.batches(1):
+        entries = [dataset.scan.images[index] for index in batch.entries]
+        assert [entry.caption for entry in entries] == batch.captions
+        assert batch.is_reg == [False] * len(entries) and batch.masks is None
+    assert Counter(index for batch in dataset.batches(1) for index in batch.entries) == {0: 2, 1: 2, 2: 2, 3: 3, 4: 3}
+
+
+def test_regularisation_pictures_weigh_as_set(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    reg = tmp_path_factory.mktemp("reg")
+    Image.new("RGB", (64, 64)).save(reg / "r.png")
+    batches = list(dataset_of(folder, reg_data_dir=str(reg), prior_loss_weight=0.25).batches(1))
+    assert sum(sum(batch.is_reg) for batch in batches) == 12
+    for batch in batches:
+        assert batch.loss_weights.tolist() == [0.25 if each else 1.0 for each in batch.is_reg]
+
+
+def test_tags_warm_up_by_the_runs_steps(folder: Path) -> None:
+    """Four batches an epoch, two to a step; all tags are there from the third of the four steps on."""
+    values = {"token_warmup_step": 0.5, "gradient_accumulation_steps": 2, "max_train_epochs": 2}
+    dataset = dataset_of(folder, **values)
+    counts = [
+        {len(caption.split(", ")) for caption in batch.captions if caption.startswith("zbx")}
+        for epoch in (1, 2)
+        for batch in dataset.batches(epoch)
+    ]
+    assert [count for place, count in enumerate(counts) if count] and not dataset.captions_are_known
+    for place, count in enumerate(counts):
+        step = place // 2
+        assert count <= {{0: 1, 1: 2}.get(step, 4)}
+
+
+def test_variants_make_changing_captions_few(folder: Path) -> None:
+    dataset = dataset_of(folder, shuffle_caption=True, caption_dropout_rate=0.2)
+    assert not dataset.captions_are_known
+    dataset.caption_variants = 3
+    assert dataset.captions_are_known
+    known = set(dataset.captions)
+    assert "" in known and len(known) <= 3 * 3 + 2
+    seen = Counter(c for epoch in range(1, 30) for b in dataset.batches(epoch) for c in b.captions)
+    assert set(seen) <= known and len(seen) >= 8
+    assert 29 * 12 * 0.14 <= seen[""] <= 29 * 12 * 0.26
+
+
+def test_captions_that_only_drop_out_are_known(folder: Path) -> None:
+    dataset = dataset_of(folder, caption_dropout_every_n_epochs=2)
+    assert dataset.captions_are_known and dataset.captions[-1] == "wide" and "" in dataset.captions
+    assert {c for b in dataset.batches(2) for c in b.captions} == {""}
+    assert "" not in {c for b in dataset.batches(1) for c in b.captions}

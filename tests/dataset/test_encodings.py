@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from lora_ext.dataset.encodings import EncodingCache
+from lora_ext.dataset.encodings import EncodingCache, EncodingFiles
 from lora_ext.protocols import Cancelled, Control, Events
 
 
@@ -56,3 +58,21 @@ def test_progress_and_stop_between_groups() -> None:
     control.stop()
     with pytest.raises(Cancelled):
         EncodingCache(Encoder()).prepare(captions, control=control)
+
+
+def test_files_spare_the_encoder_and_are_never_stale(tmp_path: Path) -> None:
+    def states(captions: list[str], **kind: str) -> tuple[list[list[str]], Tensor]:
+        encoder = Encoder()
+        cache = EncodingCache(encoder, EncodingFiles(tmp_path, {"encoder": "1", "chunks": "1", **kind}, Events()))
+        cache.prepare(captions)
+        return encoder.calls, cache(captions)
+
+    calls, first = states(["a", "bb"])
+    assert calls == [["a", "bb"]]
+    calls, again = states(["bb", "ccc", "a"])
+    assert calls == [["ccc"]]
+    assert again.tolist() == [[[2, 1]], [[3, 0]], [[1, 0]]] and again[0].equal(first[1])
+    assert states(["a"], encoder="2")[0] == [["a"]] and states(["a"], chunks="2")[0] == [["a"]]
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-4])
+    assert states(["a", "bb"])[0] == [["a", "bb"]]

@@ -23,7 +23,8 @@ seed lowram noise_offset noise_offset_random_strength multires_noise_iterations 
 adaptive_noise_scale zero_terminal_snr training_comment optimizer max_grad_norm caption_dropout_rate
 caption_dropout_every_n_epochs caption_tag_dropout_rate face_crop_aug_range prior_loss_weight min_snr_gamma
 scale_weight_norms ip_noise_gamma debiased_estimation loss_type huber_schedule huber_scale huber_c validation_seed
-validation_split batch_size_per_device total_batch_size resolution color_aug flip_aug random_crop shuffle_caption
+validation_split max_validation_steps validate_every_n_epochs validate_every_n_steps
+batch_size_per_device total_batch_size resolution color_aug flip_aug random_crop shuffle_caption
 enable_bucket bucket_no_upscale min_bucket_reso max_bucket_reso keep_tokens reg_dataset_dirs bucket_info tag_frequency
 dataset_dirs sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash steps epoch
 """
@@ -58,10 +59,14 @@ def test_the_keys() -> None:
 
 
 def test_optional_modelspec_keys_stand_when_there_is_something_to_say() -> None:
-    facts = replace(FACTS, author="me", license="CC0", description="a cat", timestep_range=(0, 1000))
-    metadata = network_metadata(TrainConfig(), facts)
+    config = make_config({
+        "metadata_author": "me", "metadata_license": "CC0", "metadata_description": "a cat",
+        "metadata_tags": "cat, pet", "metadata_title": "Cat", "min_timestep": 200,
+    })  # fmt: skip
+    metadata = network_metadata(config, FACTS)
+    assert (metadata["modelspec.title"], metadata["modelspec.tags"]) == ("Cat", "cat, pet")
     optional = {key: metadata[f"modelspec.{key}"] for key in ("author", "license", "description", "timestep_range")}
-    assert optional == {"author": "me", "license": "CC0", "description": "a cat", "timestep_range": "0,1000"}
+    assert optional == {"author": "me", "license": "CC0", "description": "a cat", "timestep_range": "200,1000"}
 
 
 def test_values() -> None:
@@ -170,3 +175,15 @@ def test_the_checkpoints_file_and_hashes(tmp_path: Path, checkpoint: Checkpoint)
     assert (facts.name, facts.legacy_hash, facts.sha256) == ("base.ckpt", expected, "abc")
     nowhere = checkpoint_facts(replace(checkpoint, path=None, name="in memory", sha256=""))
     assert (nowhere.name, nowhere.legacy_hash, nowhere.sha256) == ("in memory", None, None)
+
+
+def test_without_metadata_there_is_what_programs_need() -> None:
+    metadata = network_metadata(make_config({"no_metadata": True}), FACTS)
+    assert {key for key in metadata if key.startswith("ss_")} == {
+        "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
+    }  # fmt: skip
+
+
+def test_networks_merged_into_the_base_are_named() -> None:
+    metadata = network_metadata(TrainConfig(), replace(FACTS, base_networks=[("style.safetensors", 0.5, "ab")]))
+    assert json.loads(metadata["lw_base_networks"]) == [["style.safetensors", 0.5, "ab"]]

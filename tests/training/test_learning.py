@@ -17,7 +17,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.averaging import WeightAverage
 from lora_ext.training.learning import Learning, check_learning
 from lora_ext.training.optimizers import optimizer_problem
-from lora_ext.training.state_packing import pack, unpack
+from lora_ext.training.state_trees import pack, unpack
 
 STEPS = 8
 HERE = [name for name in OPTIMIZERS if optimizer_problem(name) is None]
@@ -68,14 +68,15 @@ def test_going_on_from_a_state_is_going_on(values: dict[str, Any], after: int) -
     whole = learning(**values)
     for step in range(after):
         take_step(whole, step)
-    tensors, packed = whole.state_dict()
+    tensors: dict[str, Tensor] = {}
+    packed = pack(whole.state_dict(), "learning", tensors)
     network = whole.network.state_dict_for_file()
     for step in range(after, STEPS):
         take_step(whole, step)
 
     resumed = learning(**values)
     resumed.network.load_tensors(network)
-    resumed.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(packed)))
+    resumed.load_state_dict(unpack(json.loads(json.dumps(packed)), tensors))
     for step in range(after, STEPS):
         take_step(resumed, step)
     assert equal(weights(resumed), weights(whole))
@@ -160,15 +161,3 @@ def test_what_is_wrong_is_found_before_the_start() -> None:
     ]:
         with pytest.raises(UserError, match=words):
             check_learning(make_config(values), cpu)
-
-
-def test_a_state_is_packed_as_tensors_and_json() -> None:
-    state = {"a": (1, 2.5, None), 3: [True, {"t": torch.ones(2)}], "empty": {}}
-    tensors: dict[str, Tensor] = {}
-    packed = pack(state, "s", tensors)
-    assert list(tensors) == ["s.3.1.t"]
-    back = unpack(json.loads(json.dumps(packed)), tensors)
-    assert back["a"] == (1, 2.5, None) and back[3][0] is True and back["empty"] == {}
-    assert back[3][1]["t"] is tensors["s.3.1.t"]
-    with pytest.raises(UserError, match=r"s\.f holds a function"):
-        pack({"f": pack}, "s", {})

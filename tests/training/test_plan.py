@@ -6,7 +6,7 @@ import pytest
 
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.dataset.report import DatasetReport, count_batches
-from lora_ext.training.plan import make_plan
+from lora_ext.training.plan import make_plan, step_to_delete
 
 
 def report_of(buckets: dict[tuple[int, int], int], batch_size: int = 1) -> DatasetReport:
@@ -56,11 +56,40 @@ def test_steps_and_epochs(
             {"max_train_epochs": 9, "save_every_n_epochs": 2, "save_last_n_epochs": 2},
             ["cat-000006", "cat-000008", "cat"],
         ),
+        (
+            {"max_train_epochs": 3, "save_every_n_epochs": 2, "save_every_n_steps": 3},
+            ["cat-step00000003", "cat-step00000006", "cat-000002", "cat-step00000009", "cat-step00000012", "cat"],
+        ),
+        (  # sd-scripts keeps 3 of these at step 50: 20, 30 and 40 are not older than 30 steps
+            {
+                "max_train_epochs": None, "max_train_steps": 50, "save_every_n_epochs": None, "save_every_n_steps": 10,
+                "save_last_n_steps": 30,
+            },
+            ["cat-step00000020", "cat-step00000030", "cat-step00000040", "cat-step00000050", "cat"],
+        ),
     ],
-)
+)  # fmt: skip
 def test_files(values: dict[str, object], files: list[str], tmp_path: Path) -> None:
     plan = make_plan(config_of(**values), report_of({(64, 64): 4}), tmp_path)
     assert plan.files == [tmp_path / f"{name}.safetensors" for name in files]
+
+
+def test_files_of_the_old_kind(tmp_path: Path) -> None:
+    plan = make_plan(config_of(max_train_epochs=2, save_model_as="ckpt"), report_of({(64, 64): 4}), tmp_path)
+    assert [path.name for path in plan.files] == ["cat-000001.ckpt", "cat.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("step", "keep", "old"), [(50, 30, 10), (40, 30, None), (50, 29, 20), (50, None, None), (50, 0, 40)]
+)
+def test_the_step_that_is_deleted(step: int, keep: int | None, old: int | None) -> None:
+    assert step_to_delete(config_of(save_every_n_steps=10).saving, step, keep) == old
+
+
+def test_a_run_that_is_gone_on_with_replaces_its_own_files(tmp_path: Path) -> None:
+    for name in ("cat.safetensors", "cat-000009.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    assert make_plan(config_of(resume="latest"), report_of({(64, 64): 4}), tmp_path).warnings == []
 
 
 def test_replaced_and_foreign_epochs_are_warned_of(tmp_path: Path) -> None:

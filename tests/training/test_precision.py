@@ -10,6 +10,8 @@ from torch import nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import read_network
+from lora_ext.protocols import UserError
+from lora_ext.training import trainer
 from lora_ext.training.precision import computing_in, training_dtype
 from lora_ext.training.trainer import Trainer
 
@@ -80,3 +82,29 @@ def test_bf16_comes_near_fp32(checkpoint: Checkpoint, small_config: MakeConfig, 
     exact = Trainer(checkpoint, small_config(max_train_epochs=1), tmp_path / "a").run()
     rough = Trainer(checkpoint, small_config(max_train_epochs=1, mixed_precision="bf16"), tmp_path / "b").run()
     assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.03)
+
+
+def test_everything_in_bf16(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    config = small_config(max_train_epochs=1, mixed_precision="bf16", full_bf16=True, learning_rate=1e-2)
+    assert training_dtype(config, checkpoint) == torch.bfloat16
+    result = Trainer(checkpoint, config, tmp_path / "out").run()
+    tensors = read_network(result.files[-1]).tensors  # saved as fp32, trained as bf16: no digits beyond
+    assert all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values())
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_up" in name) and result.bad_steps == 0
+
+
+def test_fp16_needs_a_graphics_card(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mixed_precision = fp16: allowed on NVIDIA and AMD cards alone, .* on cpu"):
+        Trainer(checkpoint, small_config(mixed_precision="fp16"), tmp_path / "out").run()
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="torch before 2.3 has no fp16 on a CPU")
+def test_fp16_finds_a_factor_and_trains(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    """On a CPU, which the settings refuse because it is slow there; the arithmetic is the same."""
+    config = small_config(mixed_precision="fp16", network_train_unet_only=True)
+    exact = Trainer(checkpoint, small_config(network_train_unet_only=True), tmp_path / "a").run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "check_checkpoint", lambda config, checkpoint: None)
+        rough = Trainer(checkpoint, config, tmp_path / "b").run()
+    assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.01)
+    assert rough.bad_steps == 0

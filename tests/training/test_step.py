@@ -12,6 +12,7 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.config.train_config import make_config
 from lora_ext.dataset.dataset import Batch
+from lora_ext.protocols import UserError
 from lora_ext.training.noise import SeededNoise
 from lora_ext.training.step import TrainingStep, windows
 
@@ -49,14 +50,16 @@ def test_windows_end_with_the_items(size: int, lists: list[list[int]]) -> None:
     assert list(windows([1, 2, 3], size)) == lists
 
 
-def test_accumulation_is_the_mean_over_the_batches_of_the_window() -> None:
+@pytest.mark.parametrize("window", [3, 4])  # the last window of an epoch may have fewer batches
+def test_accumulation_gives_every_batch_the_same_weight(window: int) -> None:
+    """As accelerate, which sd-scripts uses: a batch counts 1 / gradient_accumulation_steps wherever it stands."""
     batches = [batch_of(2, 1), batch_of(1, 2), batch_of(2, 3)]
-    step, unet = make_step(max_grad_norm=0)
+    step, unet = make_step(max_grad_norm=0, gradient_accumulation_steps=window)
     before = [parameter.detach().clone() for parameter in unet.parameters()]
     mean_loss = step.update(batches, 0)
     reference, reference_unet = make_step()
     losses = [reference.loss(batch, NOISE(batch.latents, 0, part)) for part, batch in enumerate(batches)]
-    (sum(losses, torch.zeros(())) / 3).backward()
+    (sum(losses, torch.zeros(())) / window).backward()
     assert mean_loss == pytest.approx(sum(loss.item() for loss in losses) / 3, rel=1e-6)
     for old, new, expected in zip(before, unet.parameters(), reference_unet.parameters(), strict=True):
         assert expected.grad is not None
@@ -77,7 +80,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     unet.conv.weight.register_hook(lambda gradient: gradient * math.inf)
     before = [parameter.detach().clone() for parameter in unet.parameters()]
     loss = step.update([batch_of(2, 1)], 0)
-    assert math.isfinite(loss) and step.bad_steps == 1
+    assert math.isfinite(loss) and (step.bad_steps, step.left_out) == (1, "its gradient is inf")
     assert all(torch.equal(old, new) for old, new in zip(before, unet.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -87,3 +90,38 @@ def test_loss_weights_reach_the_loss() -> None:
     plain = make_step(min_snr_gamma=None)[0].loss(batch, NOISE(batch.latents, 0, 0)).item()
     batch.loss_weights = torch.full((2,), 0.25)
     assert make_step(min_snr_gamma=None)[0].loss(batch, NOISE(batch.latents, 0, 0)).item() == pytest.approx(plain / 4)
+
+
+def test_what_modules_draw_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def draw(unet: TextlessUNet, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        drawn.append(torch.rand(()).item())
+        result: Tensor = unet.conv(x)
+        return result
+
+    monkeypatch.setattr(TextlessUNet, "forward", draw)
+    step, _ = make_step()
+    torch.manual_seed(1)
+    step.update([batch_of(2, 1), batch_of(2, 2)], 0)
+    outside = torch.rand(()).item()
+    step.update([batch_of(2, 1)], 1)
+    torch.manual_seed(2)
+    step.update([batch_of(2, 1), batch_of(2, 2)], 0)
+    assert drawn[:2] == drawn[3:] and len(set(drawn)) == 3
+    torch.manual_seed(1)
+    assert outside == torch.rand(()).item(), "the program around goes on as if nothing had been drawn"
+
+
+def test_an_overflow_of_the_factor_is_no_bad_step() -> None:
+    step, unet = make_step(mixed_precision="fp16", stop_after_bad_steps=2)
+    assert step.scaler is not None
+    step.scaler.scale = 4.0
+    unet.conv.weight.register_hook(lambda gradient: gradient * math.inf)
+    states = []
+    for number in range(3):
+        step.update([batch_of(2, 1)], number)
+        states.append((step.scaler.scale, step.bad_steps))
+    assert states == [(2.0, 0), (1.0, 0), (0.5, 1)]
+    with pytest.raises(UserError, match=r"2 steps in a row had no finite loss or gradient .*its gradient is inf"):
+        step.update([batch_of(2, 1)], 3)

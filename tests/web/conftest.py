@@ -14,6 +14,7 @@ from PIL import Image
 from lora_ext.host.standalone.host import StandaloneHost
 from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
+from lora_ext.protocols import CheckpointInfo, Folders
 from lora_ext.web.routes import make_router
 
 
@@ -57,3 +58,33 @@ def served(tiny_host: StandaloneHost, drawn_dataset: Path) -> Iterator[Served]:
     }  # fmt: skip
     yield Served(TestClient(app, headers={"authorization": "secret"}), TestClient(app), runner, tiny_host, settings)
     runner.close()
+
+
+class ShelfHost:
+    """A host with folders and a name, enough for everything that is not training."""
+
+    name = "shelf"
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def checkpoint_info(self) -> CheckpointInfo:
+        return CheckpointInfo("model", "SD1", "epsilon", "cpu", "float32", "baked", 1.25, 8.0)
+
+    def samplers(self) -> list[str]:
+        return ["Euler a"]
+
+    def folders(self) -> Folders:
+        return Folders((self.home / "Lora",), self.home / "runs", self.home / "images")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> JobRunner:
+    return JobRunner(ShelfHost(tmp_path), RunRegistry(tmp_path / "runs"))
+
+
+@pytest.fixture
+def shelf_client(shelf: JobRunner) -> TestClient:
+    app = FastAPI()
+    app.include_router(make_router(shelf, shelf.host, lambda request: None))
+    return TestClient(app)

@@ -5,50 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from lora_ext.config.train_config import make_config
-from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
-from lora_ext.protocols import CheckpointInfo, Folders
+from lora_ext.protocols import CheckpointInfo
 from lora_ext.web import markup
 from lora_ext.web.form_values import fields_of
-from lora_ext.web.routes import make_router
 
 API = "/lora-workshop/api"
 HOSTILE = '<img src=x onerror="alert(1)">'
-
-
-class ShelfHost:
-    """A host with folders and a name, enough for everything that is not training."""
-
-    name = "shelf"
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def checkpoint_info(self) -> CheckpointInfo:
-        return CheckpointInfo("model", "SD1", "epsilon", "cpu", "float32", "baked", 1.25, 8.0)
-
-    def samplers(self) -> list[str]:
-        return ["Euler a"]
-
-    def folders(self) -> Folders:
-        return Folders((self.home / "Lora",), self.home / "runs", self.home / "images")
-
-
-@pytest.fixture
-def runner(tmp_path: Path) -> JobRunner:
-    return JobRunner(ShelfHost(tmp_path), RunRegistry(tmp_path / "runs"))
-
-
-@pytest.fixture
-def client(runner: JobRunner) -> TestClient:
-    app = FastAPI()
-    app.include_router(make_router(runner, runner.host, lambda request: None))
-    return TestClient(app)
 
 
 @pytest.fixture
@@ -67,52 +34,52 @@ def plan(client: TestClient, **body: object) -> dict:
     return answer.json()
 
 
-def test_look_and_plan(client: TestClient, pictures: Path) -> None:
+def test_look_and_plan(shelf_client: TestClient, pictures: Path) -> None:
     fields = {"train_data_dir": str(pictures), "output_name": "star", "resolution": "64", "bucket_reso_steps": "8"}
-    seen = plan(client, **fields, look=True)
+    seen = plan(shelf_client, **fields, look=True)
     assert "1 picture · 1 caption · 1 size" in seen["report"]
     assert "1 pictures an epoch ÷ batch 1 = 1 step" in seen["plan"]
     assert "<strong>10 steps</strong>" in seen["plan"]
     assert "star-000001, …, star-000009, star" in seen["plan"]
-    assert plan(client, **fields) == {"plan": seen["plan"], "fields": {}}
+    assert plan(shelf_client, **fields) == {"plan": seen["plan"], "fields": {}}
 
 
-def test_foreign_text_is_shown_as_text(client: TestClient, runner: JobRunner, pictures: Path) -> None:
-    seen = plan(client, train_data_dir=str(pictures), output_name="star", resolution="64", look=True)
+def test_foreign_text_is_shown_as_text(shelf_client: TestClient, shelf: JobRunner, pictures: Path) -> None:
+    seen = plan(shelf_client, train_data_dir=str(pictures), output_name="star", resolution="64", look=True)
     info = CheckpointInfo(f"model {HOSTILE}", "SD1", "epsilon", "cpu", "float32")
     everything = seen["report"] + seen["plan"] + markup.status_bar(info) + markup.errors([HOSTILE])
     assert HOSTILE not in everything
     assert everything.count("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;") >= 3
 
 
-def test_what_is_wrong_stands_beside_its_field_and_all_of_it_together(client: TestClient) -> None:
-    seen = plan(client, train_data_dir="/no/such/folder", output_name="star", look=True)
+def test_what_is_wrong_stands_beside_its_field_and_all_of_it_together(shelf_client: TestClient) -> None:
+    seen = plan(shelf_client, train_data_dir="/no/such/folder", output_name="star", look=True)
     assert "there is no such folder" in seen["report"]
-    seen = plan(client, train_data_dir="", network_dim="0", seed="x")
+    seen = plan(shelf_client, train_data_dir="", network_dim="0", seed="x")
     assert seen["plan"].count("<li>") == 2 and 'class="lw-errors"' in seen["plan"]
     assert list(seen["fields"]) == ["network_dim", "seed"]
     assert seen["fields"]["seed"] == ["seed = 'x': allowed is a whole number from 0 to 4294967295"]
-    refused = client.post(f"{API}/form/start", json={"settings": {"network_dim": "0"}}).json()
+    refused = shelf_client.post(f"{API}/form/start", json={"settings": {"network_dim": "0"}}).json()
     assert "lw-errors" in refused["plan"] and list(refused["fields"]) == ["network_dim"] and "run" not in refused
-    refused = client.post(f"{API}/start", json={"settings": {"network_dim": "0"}})
+    refused = shelf_client.post(f"{API}/start", json={"settings": {"network_dim": "0"}})
     assert refused.status_code == 400 and list(refused.json()["fields"]) == ["network_dim"]
 
 
-def test_a_page_without_a_folder_asks_for_one_and_blames_nobody(client: TestClient) -> None:
-    assert "lw-errors" not in "".join(map(str, plan(client, train_data_dir=" ", look=True).values()))
-    assert "lw-errors" in plan(client, train_data_dir=" ", look=True, asked=True)["report"]
+def test_a_page_without_a_folder_asks_for_one_and_blames_nobody(shelf_client: TestClient) -> None:
+    assert "lw-errors" not in "".join(map(str, plan(shelf_client, train_data_dir=" ", look=True).values()))
+    assert "lw-errors" in plan(shelf_client, train_data_dir=" ", look=True, asked=True)["report"]
 
 
-def test_settings_of_the_latest_run_come_back(client: TestClient, runner: JobRunner, tmp_path: Path) -> None:
-    assert client.get(f"{API}/form").json() == {"values": {}}
+def test_settings_of_the_latest_run_come_back(shelf_client: TestClient, shelf: JobRunner, tmp_path: Path) -> None:
+    assert shelf_client.get(f"{API}/form").json() == {"values": {}}
     for name, rank in (("first", 4), ("second", 8)):
         config = make_config({"output_name": name, "network_dim": rank, "unet_lr": 3e-4})
-        runner.registry.create(config, tmp_path).close()
-    latest = client.get(f"{API}/form").json()["values"]
+        shelf.registry.create(config, tmp_path).close()
+    latest = shelf_client.get(f"{API}/form").json()["values"]
     assert (latest["output_name"], latest["network_dim"], latest["unet_lr"]) == ("second", "8", "3e-4")
-    first = runner.registry.records()[-1].id
-    assert client.get(f"{API}/form", params={"run": first}).json()["values"]["output_name"] == "first"
-    assert client.get(f"{API}/form", params={"run": "20200101-000000-gone"}).json() == {"values": {}}
+    first = shelf.registry.records()[-1].id
+    assert shelf_client.get(f"{API}/form", params={"run": first}).json()["values"]["output_name"] == "first"
+    assert shelf_client.get(f"{API}/form", params={"run": "20200101-000000-gone"}).json() == {"values": {}}
 
 
 @pytest.mark.parametrize(

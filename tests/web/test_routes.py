@@ -24,6 +24,8 @@ ROUTES = [
     ("POST", "/sample"), ("GET", "/run/x/samples"),
     ("GET", "/status"), ("GET", "/runs"), ("GET", "/run/x"), ("GET", "/run/x/chart"), ("GET", "/dataset"),
     ("GET", "/picture"), ("GET", "/form"), ("POST", "/form/plan"), ("POST", "/form/start"),
+    ("GET", "/presets"), ("POST", "/presets/apply"), ("GET", "/presets/own"), ("POST", "/presets/save"),
+    ("POST", "/presets/delete"), ("POST", "/import"), ("POST", "/export"),
 ]  # fmt: skip
 
 OTHER_SITES = [

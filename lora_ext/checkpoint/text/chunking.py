@@ -1,21 +1,29 @@
-"""Token ids in chunks of 77, as CLIP takes them: BOS, up to 75 tokens of text, EOS, padding."""
+"""Texts in chunks of 77, as CLIP takes them: BOS, up to 75 tokens of text, EOS, padding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_Entry = TypeVar("_Entry")
 
 CHUNK_TOKENS = 75
 COMMA_BACKTRACK = 20
 """So many tokens before a chunk's end a comma is looked for, so that a phrase moves to the next chunk as a whole."""
 
 
-def _frame(tokens: Sequence[int], bos: int, eos: int, pad: int) -> list[int]:
+def _frame(tokens: Sequence[_Entry], bos: _Entry, eos: _Entry, pad: _Entry) -> list[_Entry]:
     return [bos, *tokens, eos, *[pad] * (CHUNK_TOKENS - len(tokens))]
 
 
-def chunk_ids(tokens: Sequence[int], chunks: int | None, bos: int, eos: int, pad: int) -> list[list[int]]:
-    """A caption's tokens in consecutive chunks of 75, each framed to 77 ids.
+def chunk_ids(
+    tokens: Sequence[_Entry], chunks: int | None, bos: _Entry, eos: _Entry, pad: _Entry
+) -> list[list[_Entry]]:
+    """A caption's tokens, or their weights, in consecutive chunks of 75, each framed to 77.
 
     `chunks` cuts off what is longer and fills up what is shorter with empty chunks; None takes what the text needs,
     one at least.
@@ -24,6 +32,16 @@ def chunk_ids(tokens: Sequence[int], chunks: int | None, bos: int, eos: int, pad
     count = needed if chunks is None else chunks
     parts = [tokens[index * CHUNK_TOKENS : (index + 1) * CHUNK_TOKENS] for index in range(count)]
     return [_frame(part, bos, eos, pad) for part in parts]
+
+
+def joined_chunks(states: Tensor) -> Tensor:
+    """States (batch, 77·n, width) of n chunks as one text of 75·n + 2, as sd-scripts feeds the U-Net.
+
+    The first chunk's BOS, what stands between BOS and EOS in each, and the last position of the last one.
+    """
+    by_chunk = states.unflatten(1, (-1, CHUNK_TOKENS + 2))  # (batch, n, 77, width)
+    inner = by_chunk[:, :, 1:-1].flatten(1, 2)  # (batch, 75·n, width)
+    return torch.cat([states[:, :1], inner, states[:, -1:]], dim=1)
 
 
 @dataclass

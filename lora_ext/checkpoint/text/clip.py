@@ -29,6 +29,12 @@ def apply_emphasis(states: Tensor, weights: Tensor) -> Tensor:
     return torch.where(untouched, states, weighted * (before / after))
 
 
+def _chunk_count(max_token_length: int) -> int:
+    if max_token_length < CHUNK_TOKENS or max_token_length % CHUNK_TOKENS:
+        raise UserError(f"max_token_length is {max_token_length}; allowed: 75, 150, 225 or another multiple of 75.")
+    return max_token_length // CHUNK_TOKENS
+
+
 class HFClipTextEncoder:
     """A `TextEncoder` around transformers' `CLIPTextModel`; the module is the checkpoint's and is not changed."""
 
@@ -67,12 +73,26 @@ class HFClipTextEncoder:
 
         Brackets, colons and BREAK in a caption are plain text.
         """
-        if max_token_length < CHUNK_TOKENS or max_token_length % CHUNK_TOKENS:
-            raise UserError(f"max_token_length is {max_token_length}; allowed: 75, 150, 225 or another multiple of 75.")
-        chunks = max_token_length // CHUNK_TOKENS
+        chunks = _chunk_count(max_token_length)
         return torch.tensor(
             [chunk_ids(tokens, chunks, *self._special_ids()) for tokens in self.token_ids(captions)], dtype=torch.int64
         ).reshape(-1, chunks, CHUNK_TOKENS + 2)
+
+    def tokenize_weighted(self, captions: Sequence[str], max_token_length: int = CHUNK_TOKENS) -> tuple[Tensor, Tensor]:
+        """Token ids as `tokenize` gives them, and the weight of each, fp32: both (batch, chunks, 77).
+
+        `(more)`, `(exactly:1.3)` and `[less]` weigh words; BREAK is plain text, and what is added weighs 1.
+        """
+        chunks = _chunk_count(max_token_length)
+        ids, weights = [], []
+        for caption in captions:
+            pieces = parse_emphasis(caption, breaks=False)
+            tokens = self.token_ids([text for text, _ in pieces])
+            ids.append(chunk_ids([token for each in tokens for token in each], chunks, *self._special_ids()))
+            weighed = [weight for each, (_, weight) in zip(tokens, pieces, strict=True) for _ in each]
+            weights.append(chunk_ids(weighed, chunks, 1.0, 1.0, 1.0))
+        shape = (-1, chunks, CHUNK_TOKENS + 2)
+        return torch.tensor(ids, dtype=torch.int64).reshape(shape), torch.tensor(weights).reshape(shape)
 
     def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself.

@@ -54,12 +54,12 @@ def _merge(pieces: list[_Piece]) -> list[tuple[str, float]]:
     return [each for each in merged if each[0]] or [("", 1.0)]
 
 
-def parse_emphasis(prompt: str) -> list[tuple[str, float]]:
+def parse_emphasis(prompt: str, breaks: bool = True) -> list[tuple[str, float]]:
     """Split a prompt into (text, weight), `BREAK` standing between chunks.
 
     Round brackets multiply by 1.1 or by their number, square ones divide by 1.1; they nest; brackets left open end
     with the prompt, and closing ones without an opening are text. A backslash before anything else vanishes. BREAK
-    inside brackets is still a break.
+    inside brackets is still a break; without `breaks` it is text.
     """
     pieces: list[_Piece] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -76,7 +76,7 @@ def parse_emphasis(prompt: str) -> list[tuple[str, float]]:
         elif token == "]" and opened["["]:
             _weigh(pieces, opened["["].pop(), 1 / BRACKET_FACTOR)
         else:
-            pieces.extend(_split_breaks(token))
+            pieces.extend(_split_breaks(token) if breaks else [_Piece(token)])
     for start in opened["("]:
         _weigh(pieces, start, BRACKET_FACTOR)
     for start in opened["["]:

@@ -94,7 +94,9 @@ class LossSettings:
         False, "Debiased estimation", "Weighs noisy timesteps up; instead of min-SNR."
     )
     masked_loss: bool = setting(
-        False, "Masked loss", "Learn only where the mask is white; the mask is the mask folder's or the transparency."
+        False,
+        "Masked loss",
+        "Learn only where the masks of the mask folder are white; masks from transparency need no switch.",
     )
     masked_loss_normalize: bool = setting(
         True, "Even out masks", "Divide by the mask's area, so that small subjects count as much as large ones.",

@@ -44,14 +44,18 @@ class SavingSettings:
     save_last_n_steps_state: int | None = setting(
         None, "Keep last states", "The same for states of steps.", minimum=1, unit="steps"
     )
-    resume: str = setting("", "Go on from", "Folder of a saved state: the run goes on where that one was.")
+    resume: str = setting(
+        "",
+        "Go on from",
+        "Folder of a saved state, or latest (of this name): the run goes on from there.",
+    )
     resume_anyway: bool = setting(
         False, "Go on though changed", "Go on also where settings, pictures or checkpoint differ from the state's.",
         sd_scripts="",
     )  # fmt: skip
     on_disk_full: str = setting(
-        "go on", "Disk full", "Where a file cannot be written: go on training, or stop.", choices=("go on", "stop"),
-        sd_scripts="",
+        "go on", "Disk full", "Where a file or a state cannot be written: go on training, or stop.",
+        choices=("go on", "stop"), sd_scripts="",
     )  # fmt: skip
     log_with: str = setting(
         "csv", "Logs", "CSV is always written; tensorboard writes its files beside it.", choices=("csv", "tensorboard")

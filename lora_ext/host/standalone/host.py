@@ -18,7 +18,7 @@ from lora_ext import __version__
 from lora_ext.apply.active import ActiveNetworks
 from lora_ext.apply.tags import ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.checkpoint.patches import TRAINING
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
 from lora_ext.grid.png import infotext_chunk
 from lora_ext.host.loan import Loan, WantedCheckpoint
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 500
 MAX_SIDE = 4096
-BORROWER = "training"
 GIGABYTE = 2**30
 
 
@@ -104,7 +103,6 @@ class StandaloneHost:
         self._device = choose_device(device)
         self._dtype = choose_dtype(self._device, dtype)
         self.library = NetworkLibrary(list(self._folders.networks))
-        self._ledger = PatchLedger()
         self._lock = threading.RLock()
         self._borrowed = False
         self.load_checkpoint(Path(checkpoint_path))
@@ -114,7 +112,7 @@ class StandaloneHost:
         with self._lock:
             hashes = self.home / "cache" / "sha256.json"
             self.loaded = load_checkpoint(path, self._device, self._dtype, hashes)
-            self._ledger = PatchLedger()
+            self._ledger = self.loaded.checkpoint.ledger
             self._networks = ActiveNetworks(self.loaded.checkpoint, self._ledger, self.library)
 
     def checkpoint_info(self) -> CheckpointInfo:
@@ -168,7 +166,7 @@ class StandaloneHost:
             if wanted is not None:
                 self._bring_back(wanted)
             checkpoint = self.loaded.checkpoint
-            with self._ledger.exclusive(BORROWER), _states_kept(checkpoint):
+            with self._ledger.exclusive(TRAINING), _states_kept(checkpoint):
                 self._borrowed = True
                 try:
                     yield checkpoint

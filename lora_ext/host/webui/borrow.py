@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from modules import call_queue, devices, lowvram, sd_hijack, sd_models, sd_unet, sd_vae, shared
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.checkpoint.patches import TRAINING, PatchLedger
 from lora_ext.host.webui import builtin_lora
 from lora_ext.host.webui.checkpoint_view import checkpoint_view
 from lora_ext.host.webui.plain_unet import attribute_set, plain_unet
 from lora_ext.protocols import UserError
 from lora_ext.training.random_states import random_states_kept
 
-OWNER = "training"
 JOB = "LoRA Workshop training"
 
 
@@ -49,12 +49,12 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         undo.enter_context(random_states_kept())
         undo.enter_context(parameters_and_modes_kept(sd_model))
         builtin_lora.restore_all(sd_model)
-        undo.enter_context(ledger.exclusive(OWNER))
+        undo.enter_context(ledger.exclusive(TRAINING))
         undo.enter_context(own_unet_in_use())
         undo.enter_context(others_wait(sd_models, "send_model_to_cpu", end_run))
         undo.enter_context(others_wait(sd_vae, "reload_vae_weights"))
         undo.enter_context(on_the_device(sd_model))
-        checkpoint = checkpoint_view(sd_model)
+        checkpoint = replace(checkpoint_view(sd_model), ledger=ledger)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
         undo.enter_context(edges_plain())
         yield checkpoint

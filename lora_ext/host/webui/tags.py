@@ -11,8 +11,9 @@ from typing import Any
 from modules import devices, errors, extra_networks, sd_models, shared
 from torch import nn
 
-from lora_ext.apply.active import ActiveNetworks, checkpoint_weights
+from lora_ext.apply.active import ActiveNetworks
 from lora_ext.apply.tags import LoraTag, parse_tags
+from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.host.webui import builtin_lora, model_changes, settings
 from lora_ext.host.webui.state import get_host
 from lora_ext.host.webui.text_caches import reset_text_caches

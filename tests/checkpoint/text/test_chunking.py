@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ext.checkpoint.text.chunking import chunk_ids, chunk_prompt
+from lora_ext.checkpoint.text.chunking import chunk_ids, chunk_prompt, joined_chunks
 
 BOS, EOS, PAD, COMMA = 1, 2, 3, 9
 
@@ -24,6 +25,19 @@ def test_long_captions_are_cut_or_filled_to_the_number_of_chunks() -> None:
     assert chunk_ids(tokens, None, BOS, EOS, PAD) == [[1, *range(10, 85), 2], [1, *range(85, 90), 2, *[3] * 70]]
     assert chunk_ids(tokens, 1, BOS, EOS, PAD) == [[1, *range(10, 85), 2]]
     assert chunk_ids(tokens, 3, BOS, EOS, PAD)[2] == [1, 2, *[3] * 75]
+
+
+def test_weights_are_framed_like_ids() -> None:
+    [first, second] = chunk_ids([1.5] * 76, 2, 1.0, 1.0, 1.0)
+    assert first == [1.0, *[1.5] * 75, 1.0]
+    assert second == [1.0, 1.5, *[1.0] * 75]
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_joined_chunks_have_one_begin_and_one_end(chunks: int) -> None:
+    positions = torch.arange(77 * chunks).reshape(1, -1, 1)
+    inner = [77 * chunk + place for chunk in range(chunks) for place in range(1, 76)]
+    assert joined_chunks(positions).flatten().tolist() == [0, *inner, 77 * chunks - 1]
 
 
 def test_exactly_75_tokens_need_one_chunk() -> None:

@@ -64,6 +64,19 @@ def test_brackets_in_captions_are_text(encoder: HFClipTextEncoder) -> None:
     assert encoder.token_ids(["(cat)"])[0] == [263, 2368, 264]
 
 
+def test_weighted_captions_have_the_ids_of_their_words(encoder: HFClipTextEncoder) -> None:
+    ids, weights = encoder.tokenize_weighted(["a (red:1.5) cat [dog] ((sky)) \\(x\\)", "BREAK"], 150)
+    plain = encoder.tokenize(["a red cat dog sky (x)", "BREAK"], 150)
+    assert ids.equal(plain) and ids.shape == weights.shape == (2, 2, 77) and weights.dtype == torch.float32
+    assert weights[0, 0, :10].tolist() == pytest.approx([1, 1, 1.5, 1, 1 / 1.1, 1.21, 1, 1, 1, 1])
+    assert (weights[0, 0, 10:] == 1).all() and (weights[0, 1] == 1).all() and (weights[1] == 1).all()
+
+
+def test_the_weight_stays_with_a_word_of_the_next_chunk(encoder: HFClipTextEncoder) -> None:
+    _, weights = encoder.tokenize_weighted([f"{'walk ' * 75}(cat:1.3)"], 150)
+    assert weights[0, 0].eq(1).all() and weights[0, 1, :3].tolist() == pytest.approx([1, 1.3, 1])
+
+
 def test_gradients_flow_through_encode(encoder: HFClipTextEncoder) -> None:
     weight = encoder.module.text_model.encoder.layers[0].mlp.fc1.weight
     weight.requires_grad_(True)

@@ -64,3 +64,7 @@ def test_any_text_parses_and_weights_are_finite(prompt: str) -> None:
     for text, weight in parse_emphasis(prompt):
         assert text or prompt.strip("()[]\\ ") == "" or weight == 1.0
         assert abs(weight) < float("inf")
+
+
+def test_without_breaks_the_word_is_text() -> None:
+    assert parse_emphasis("a BREAK (b)", breaks=False) == [("a BREAK ", 1.0), ("b", 1.1)]

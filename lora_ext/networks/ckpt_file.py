@@ -1,0 +1,33 @@
+"""Network files of the old kind: a dict of tensors as `torch.save` writes it, without metadata."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_ext.networks.atomic_write import replace_file
+from lora_ext.networks.file import Precision, cast_tensors, is_network_key
+
+
+def write_ckpt(path: Path, tensors: Mapping[str, Tensor], precision: Precision) -> None:
+    """Cast and write; a file there is replaced at once.
+
+    Raises UserError where the file cannot be written, or where a value does not fit the precision.
+    """
+    buffer = io.BytesIO()
+    torch.save(cast_tensors(tensors, precision), buffer)
+    replace_file(path, [buffer.getvalue()])
+
+
+def is_network_ckpt(path: Path) -> bool:
+    """Whether a file of this kind holds a network; one that cannot be read without running what it says does not."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return False
+    return isinstance(content, dict) and any(is_network_key(str(key)) for key in content)
