@@ -13,7 +13,6 @@ from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
@@ -134,7 +133,7 @@ def count_tokens(caption: str) -> int:
 
 def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:
     """(width, height) at which each picture of a scan is trained."""
-    return [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing).size for each in scan.members]
+    return [member.bucket.size for member in scan.members]
 
 
 def plan_as_json(look: Look, plan: TrainingPlan) -> dict[str, Any]:
