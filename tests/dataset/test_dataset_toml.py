@@ -311,7 +311,7 @@ documents = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(document=documents)
 def test_any_document_is_read_or_refused_in_words(document: dict[str, Any]) -> None:
     try:
