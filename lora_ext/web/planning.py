@@ -27,7 +27,7 @@ from lora_ext.training.plan import TrainingPlan, make_plan
 NO_PICTURES = "Give the folder of your pictures and press Look."
 NO_PLAN = "Steps and files stand here as soon as there are pictures."
 
-_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str]
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str, bool]
 """What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
@@ -89,7 +89,8 @@ class PlanningDesk:
             raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
     def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
-        key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
+        others = (config.samples.validation_data_dir, config.loss.masked_loss)
+        key = (config.dataset, subset_options(config), run_sizing(config), *others)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
