@@ -105,10 +105,10 @@ class Trainer:
         base = read_base_networks(config.network, self.network_folders)
         state = find_state(config, self.output_dir)
         first = None if state else first_network(config.network, self.network_folders)
+        self._announce(prepared)
         prepared = self._with_class_pictures(prepared)
         facts = facts_of(prepared.scan, checkpoint, base)
         changes = check_same_run(state, prepared, facts) if state else []
-        self._announce(prepared)
         source = state.network if state else first.tensors if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
