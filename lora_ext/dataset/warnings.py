@@ -175,13 +175,14 @@ def _sizes_of_dataset(pairs: Sequence[tuple[Member, Bucket]]) -> Iterator[str]:
 
 
 def _balance(inspected: Inspected) -> Iterator[str]:
-    batch = inspected.config.learning.train_batch_size
-    total = len(inspected.entries)
-    if batch > 1 and batch * 3 >= total:
-        yield (
-            f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
-            f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
-        )
+    for number in sorted({member.subset.terms.dataset for member in inspected.members}):
+        pictures = [member for member in inspected.members if member.subset.terms.dataset == number]
+        batch, total = pictures[0].subset.sizing.batch_size, len(pictures)
+        if batch > 1 and batch * 3 >= total:
+            yield (
+                f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
+                f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
+            )
     trained = [subset for subset in inspected.scan.subsets if not subset.is_reg and subset.images]
     shares = {subset.name: subset.repeats * len(subset.images) for subset in trained}
     if len(shares) > 1:
