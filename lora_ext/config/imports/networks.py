@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lora_ext.config.imports.command_line import words_of
 from lora_ext.config.imports.explained import PROGRAMS
 from lora_ext.config.imports.result import Carried, joined
 
@@ -41,13 +42,13 @@ _OFF = ("", "0", "-1", "false", "none")
 
 
 def arguments_of(value: Any) -> dict[str, str]:
-    """{name: value} from `network_args` as a list, a table, or one text: `["conv_dim=8", …]`, `"conv_dim=8 algo=lora"`.
+    """{name: value} from `network_args` as a list, a table, or one text: `["conv_dim=8", …]`, `conv_dim=8 "algo=lora"`.
 
     A part without "=" belongs to the value before it, which held a space.
     """
     if isinstance(value, Mapping):
         return {str(name): joined(each) if isinstance(each, list) else _text(each) for name, each in value.items()}
-    parts = [str(each) for each in value] if isinstance(value, list | tuple) else str(value or "").split()
+    parts = [str(each) for each in value] if isinstance(value, list | tuple) else words_of(str(value or ""))
     found: dict[str, str] = {}
     last = ""
     for part in parts:

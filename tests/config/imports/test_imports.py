@@ -58,7 +58,7 @@ network_module = "networks.lora"
 network_dim = 32
 network_alpha = 16
 network_args = ["conv_dim=8", "conv_alpha=4", "block_lr_zero_threshold=0.1"]
-optimizer_type = "prodigy"
+optimizer_type = "adamw8BIT"
 optimizer_args = ["decouple=True", "betas=(0.9, 0.99)"]
 text_encoder_lr = [5e-5]
 lr_warmup_steps = 0.1
@@ -74,7 +74,7 @@ def test_sd_scripts_toml_with_and_without_sections(text: str) -> None:
     assert differences(imported) == {
         "output_name": "cat", "train_data_dir": "pictures", "resolution": "512,768", "shuffle_caption": True,
         "keep_tokens": 1, "network_dim": 32, "network_alpha": 16.0, "conv_dim": 8, "conv_alpha": 4.0,
-        "optimizer_type": "Prodigy", "optimizer_args": "decouple=True betas=(0.9,0.99)", "text_encoder_lr": 5e-5,
+        "optimizer_type": "AdamW8bit", "optimizer_args": "decouple=True betas=(0.9,0.99)", "text_encoder_lr": 5e-5,
         "lr_warmup_steps": 0.1,
     }  # fmt: skip
     assert imported.base_model == "D:\\models\\anything-v3.safetensors"
@@ -396,6 +396,17 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
         ({"network_args": ["block_dims=" + ",".join("8" * 25)]}, {"block_dims": ",".join("8" * 25)}),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=10", "gamma=0.5"]},
          {"lr_scheduler": "torch.optim.lr_scheduler.StepLR", "lr_scheduler_args": "step_size=10 gamma=0.5"}),
+        ({"lr_scheduler_type": "cosine_annealing_warmup.CosineAnnealingWarmupRestarts",
+          "lr_scheduler_args": "T_0=100 gamma_min_lr=0.999 decay=0.9 down_factor=0.5 warmup_steps=10 cycle_warmup=5"},
+         {"lr_scheduler": "cosine_annealing_warmup_restarts",
+          "lr_scheduler_args": "T_0=100 gamma_min_lr=0.999 decay=0.9 down_factor=0.5 warmup_steps=10 cycle_warmup=5"}),
+        ({"lr_scheduler_type": "LoraEasyCustomOptimizer.CustomOptimizers.Rex", "learning_rate": 1e-4,
+          "lr_scheduler_args": {"min_lr": 1e-6}}, {"lr_scheduler": "rex", "lr_scheduler_min_lr_ratio": 0.01}),
+        ({"lr_scheduler_type": "a.CosineAnnealingWarmRestarts",
+          "lr_scheduler_args": {"first_cycle_steps": 50, "gamma": 0.9}},
+         {"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "T_0=50 decay=0.9"}),
+        ({"lr_scheduler": "adafactor:1e-3", "optimizer_type": "adafactor"},
+         {"lr_scheduler": "adafactor", "optimizer_type": "AdaFactor"}),
         ({"lr_warmup_steps": "5%", "lr_decay_steps": "100"}, {"lr_warmup_steps": 0.05, "lr_decay_steps": 100.0}),
         ({"base_weights": ["a.safetensors", "b.safetensors"], "base_weights_multiplier": [0.5, 1]},
          {"base_weights": "a.safetensors\nb.safetensors", "base_weights_multiplier": "0.5,1"}),
@@ -405,6 +416,7 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
         ({"scale_weight_norms": 0, "save_every_n_steps": 0, "noise_offset": 0, "conv_dim": 0},
          {"scale_weight_norms": None, "save_every_n_steps": None, "noise_offset": 0.0, "conv_dim": None}),
         ({"stop_text_encoder_training": -1}, {"network_train_unet_only": True}),
+        ({"optimizer_args": '"decouple=True" "betas=0.9,0.99"'}, {"optimizer_args": "decouple=True betas=0.9,0.99"}),
         ({"optimizer_type": "some.package.Class"}, {"optimizer_type": "some.package.Class"}),
         ({"use_lion_optimizer": True, "caption_extention": "txt", "resolution": [512, 512]},
          {"optimizer_type": "Lion", "caption_extension": ".txt", "resolution": "512"}),
