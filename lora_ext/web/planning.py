@@ -36,10 +36,11 @@ _SECONDS_FRESH = 60.0
 
 @dataclass(frozen=True)
 class Look:
-    """A dataset as it was seen, and what the settings make of it."""
+    """A dataset as it was seen, and what the settings make of it; `held_out` pictures are measured, not trained on."""
 
     scan: DatasetScan
     report: DatasetReport
+    held_out: int = 0
 
 
 class PlanningDesk:
@@ -51,15 +52,15 @@ class PlanningDesk:
     def __init__(self, host: Host, allowed_roots: Sequence[Path] | None = None) -> None:
         self.host = host
         self.allowed_roots = allowed_roots
-        self._scans: dict[_Seen, tuple[float, DatasetScan]] = {}
+        self._scans: dict[_Seen, tuple[float, DatasetScan, int]] = {}
         self._inspect = RememberedFacts()
         self._lock = threading.Lock()
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
         self.check_paths(config)
-        scan = self._scan(config, fresh)
-        return Look(scan, make_report(scan, config, count_tokens))
+        scan, held_out = self._scan(config, fresh)
+        return Look(scan, make_report(scan, config, count_tokens), held_out)
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
@@ -73,7 +74,7 @@ class PlanningDesk:
         for name, text in paths_of(config):
             self._check_path(name, text)
         if config.dataset.dataset_config.strip():
-            scan = self._scan(config, fresh=False)
+            scan, _ = self._scan(config, fresh=False)
             named = {str(entry.path.parent) for entry in scan.images}
             named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
             for folder in named:
@@ -86,18 +87,20 @@ class PlanningDesk:
             there = ", ".join(str(root) for root in roots)
             raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
-    def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
+    def _scan(self, config: TrainConfig, fresh: bool) -> tuple[DatasetScan, int]:
+        """What is trained on, and how many pictures are held out."""
         key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
-                return seen[1]
-            scan, _ = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
+                return seen[1:]
+            scan, measured = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
             self._scans.pop(key, None)
             while len(self._scans) >= _KEPT_SCANS:
                 del self._scans[next(iter(self._scans))]
-            self._scans[key] = (time.monotonic(), scan)
-            return scan
+            held_out = len(measured.images) if measured is not None else 0
+            self._scans[key] = (time.monotonic(), scan, held_out)
+            return scan, held_out
 
 
 def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
