@@ -90,8 +90,8 @@ class Learning:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, for the same network."""
-        self._optimizer_state.load_state_dict(state["optimizer"])
         self._rates.load_state_dict(state["schedule"])
+        self._optimizer_state.load_state_dict(state["optimizer"])
         if self._average is not None:
             known = state.get("average", {"updates": 0, "weights": self._parameters})  # it was off, perhaps
             self._average.updates = known["updates"]

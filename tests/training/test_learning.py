@@ -57,6 +57,7 @@ STATES = [
     *({"optimizer_type": name} for name in HERE),
     {"ema_decay": 0.9, "scale_weight_norms": 0.5},
     {"stop_text_encoder_training": 50, "ema_decay": 0.9},
+    {"lr_scheduler": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": "gamma=0.7"},
     {"lr_scheduler": "torch.optim.lr_scheduler.OneCycleLR", "lr_scheduler_args": "max_lr=0.1 total_steps=8"},
     {"optimizer_type": "torch.optim.NAdam", "loraplus_lr_ratio": 4},
 ]
@@ -156,7 +157,7 @@ def test_what_is_wrong_is_found_before_the_start() -> None:
     check_learning(make_config({}), cpu)
     for values, words in [
         ({"optimizer_type": "Nothing"}, "Nothing"),
-        ({"lr_scheduler": "nothing"}, "'nothing': allowed is one of constant"),
+        ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
         ({"optimizer_args": "no=1"}, "AdamW has no no"),
     ]:
         with pytest.raises(UserError, match=words):
