@@ -375,6 +375,10 @@ def test_our_own_files_are_taken_as_they_are() -> None:
         ({"text_encoder_lr": [1e-5, 2e-5]}, "text_encoder_lr: 1e-05,2e-05: there is one rate for the text encoder"),
         ({"caption_extension": ".wd14"}, "caption_extension: .wd14: captions are read from .txt and .caption files"),
         ({"save_n_epoch_ratio": 5}, "save_n_epoch_ratio: 5: set save_every_n_epochs"),
+        (
+            {"sdxl": True, "network_args": ["block_dims=" + ",".join("8" * 25)]},
+            "block_dims: 8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8: SDXL has 23 blocks, and these are SD1's 25",
+        ),
         ({"config_file": "a.toml"}, "config_file: a.toml: settings stand in that file too"),
     ],
 )
