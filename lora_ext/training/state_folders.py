@@ -72,9 +72,12 @@ def write_state(folder: Path, state: SavedState, config: TrainConfig, metadata: 
             _put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
+    except (OSError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"the state {folder} cannot be written ({error.strerror or error}): free some space, or choose another "
+            f"the state {folder} cannot be written ({cause.strerror or cause}): free some space, or choose another "
             "output folder"
         ) from error
 

@@ -18,7 +18,7 @@ from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
 from lora_ext.dataset.report import DatasetReport, make_report
-from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.sources import read_sources, scan_dataset
 from lora_ext.dataset.validation_split import split_validation
 from lora_ext.jobs.recording import output_folder
 from lora_ext.jobs.records import json_value
@@ -73,6 +73,9 @@ class PlanningDesk:
         for name, text in paths_of(config):
             self._check_path(name, text)
         if config.dataset.dataset_config.strip():
+            for source in read_sources(config)[0]:  # before any picture is looked at
+                for path in source.paths:
+                    self._check_path("dataset_config", str(path))
             scan = self._scan(config, fresh=False)
             named = {str(entry.path.parent) for entry in scan.images}
             named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}

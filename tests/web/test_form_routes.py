@@ -41,6 +41,7 @@ def test_look_and_plan(shelf_client: TestClient, pictures: Path) -> None:
     assert "1 pictures an epoch ÷ batch 1 = 1 step" in seen["plan"]
     assert "<strong>10 steps</strong>" in seen["plan"]
     assert "star-000001, …, star-000009, star" in seen["plan"]
+    assert 'aria-label="learning rate of each step"' in seen["plan"] and ">U-Net, text encoder<" in seen["plan"]
     assert plan(shelf_client, **fields) == {"plan": seen["plan"], "fields": {}}
 
 
