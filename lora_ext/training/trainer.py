@@ -204,7 +204,11 @@ class Trainer:
         )  # fmt: skip
 
     def _result(self, run: Run, started: float) -> TrainingResult:
-        stopped = self.control.stopping and run.steps < run.plan.total_steps
+        ended_early = run.steps < run.plan.total_steps
+        stopped = self.control.stopping and ended_early
+        note = run.validation.note if ended_early and not stopped else ""
+        if note:
+            self.events.message("info", f"The run has {note}.")
         return TrainingResult(
             files=run.saver.files,
             steps=run.steps,
@@ -215,6 +219,6 @@ class Trainer:
             losses=run.losses,
             bad_steps=run.step.bad_steps,
             best_epoch=run.validation.best.epoch if run.validation.best else None,
-            note="" if stopped else run.validation.note,
+            note=note,
             seconds=time.perf_counter() - started,
         )

@@ -251,5 +251,7 @@ def test_a_run_ends_early(
     )  # fmt: skip
     result = Trainer(checkpoint, config, tmp_path / "out").run()
     assert (result.epochs, result.steps, result.best_epoch, result.stopped) == (3, 9, 1, False)
+    whole = replace(config, learning=replace(config.learning, max_train_epochs=3))
+    assert Trainer(checkpoint, whole, tmp_path / "whole").run().note == ""
     assert result.note.startswith("ended early: none of the last 2 measurements was better than that of epoch 1")
     assert [path.name for path in result.files] == ["cat.safetensors"]
