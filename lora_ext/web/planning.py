@@ -13,7 +13,6 @@ from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
@@ -28,7 +27,7 @@ from lora_ext.training.plan import TrainingPlan, make_plan
 NO_PICTURES = "Give the folder of your pictures and press Look."
 NO_PLAN = "Steps and files stand here as soon as there are pictures."
 
-_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str]
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str, bool]
 """What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
@@ -90,7 +89,8 @@ class PlanningDesk:
             raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
     def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
-        key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
+        others = (config.samples.validation_data_dir, config.loss.masked_loss)
+        key = (config.dataset, subset_options(config), run_sizing(config), *others)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
@@ -134,7 +134,7 @@ def count_tokens(caption: str) -> int:
 
 def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:
     """(width, height) at which each picture of a scan is trained."""
-    return [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing).size for each in scan.members]
+    return [member.bucket.size for member in scan.members]
 
 
 def plan_as_json(look: Look, plan: TrainingPlan) -> dict[str, Any]:
