@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_ext.config.train_config import make_config
+from lora_ext.dataset.dataset_facts import dataset_facts
 from lora_ext.dataset.dataset_toml import (
     DATASET_OPTIONS,
     NOT_NEEDED,
@@ -146,6 +147,45 @@ def test_datasets_never_share_batches(scan: Scan) -> None:
     assert set(report.tag_frequency) == {"cat", "cat (2)", "dog"}
 
 
+def test_what_a_networks_file_says_of_the_datasets(scan: Scan) -> None:
+    text = """
+        [[datasets]]
+        resolution = 64
+        min_bucket_reso = 32
+        bucket_reso_steps = 16
+        batch_size = 3
+          [[datasets.subsets]]
+          image_dir = "cat"
+          num_repeats = 2
+          keep_tokens = 1
+          caption_prefix = "zbx"
+          [[datasets.subsets]]
+          image_dir = "dog"
+          is_reg = true
+        [[datasets]]
+        enable_bucket = false
+        resolution = 64
+          [[datasets.subsets]]
+          image_dir = "dog"
+    """
+    first, second = json.loads(json.dumps(dataset_facts(scan(text))))
+    subsets = first.pop("subsets")
+    assert first == {
+        "is_dreambooth": True, "batch_size_per_device": 3, "num_train_images": 4, "num_reg_images": 1,
+        "resolution": [64, 64], "enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 1024,
+        "tag_frequency": {"cat": {"a cat 0": 1, "a cat 1": 1}, "dog": {}},
+        "bucket_info": {"buckets": {"0": {"resolution": [64, 64], "count": 8}}},
+    }  # fmt: skip
+    assert subsets[0] == {
+        "image_dir": "cat", "img_count": 2, "num_repeats": 2, "class_tokens": None, "is_reg": False,
+        "color_aug": False, "flip_aug": False, "random_crop": False, "shuffle_caption": False, "keep_tokens": 1,
+        "enable_wildcard": False, "keep_tokens_separator": None, "secondary_separator": None, "caption_prefix": "zbx",
+        "caption_suffix": None, "resize_interpolation": None,
+    }  # fmt: skip
+    assert subsets[1]["is_reg"] is True
+    assert (second["min_bucket_reso"], second["enable_bucket"], second["num_train_images"]) == (None, False, 1)
+
+
 def test_the_text_itself_may_be_given(tmp_path: Path) -> None:
     draw(tmp_path / "cat" / "a.png", "a cat")
     text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{tmp_path / 'cat'}'"
@@ -271,7 +311,7 @@ documents = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(document=documents)
 def test_any_document_is_read_or_refused_in_words(document: dict[str, Any]) -> None:
     try:

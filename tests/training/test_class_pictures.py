@@ -11,7 +11,7 @@ from PIL import Image
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import read_network
-from lora_ext.protocols import GeneratedImage, GenerateRequest, Progress, UserError
+from lora_ext.protocols import Control, Events, GeneratedImage, GenerateRequest, Progress, UserError
 from lora_ext.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -31,6 +31,7 @@ class Painter:
         return [GeneratedImage(Image.new("RGB", (request.width, request.height), "grey"), request.seed, "")]
 
 
+@pytest.mark.slow
 def test_a_run_draws_them_first(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
     config = small_config(
         max_train_epochs=1, reg_data_dir=str(tmp_path / "reg"), class_prompt="an animal", num_class_images=2,
@@ -46,6 +47,21 @@ def test_a_run_draws_them_first(checkpoint: Checkpoint, small_config: MakeConfig
     assert metadata["ss_prior_loss_weight"] == "0.5"
     second = Trainer(checkpoint, config, tmp_path / "again", generator=painter).run()
     assert len(painter.asked) == 2 and second.losses == result.losses
+
+
+def test_a_cancelled_run_keeps_what_is_drawn(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    config = small_config(reg_data_dir=str(tmp_path / "reg"), class_prompt="an animal", num_class_images=3)
+    control = Control()
+
+    class Cancelling(Events):
+        def phase(self, name: str, done: int, total: int) -> None:
+            if (name, done, total) == ("drawing class pictures", 1, 3):
+                control.cancel()
+
+    painter = Painter(checkpoint)
+    result = Trainer(checkpoint, config, tmp_path / "out", Cancelling(), control, generator=painter).run()
+    assert (result.steps, result.cancelled, result.files) == (0, True, [])
+    assert [path.name for path in (tmp_path / "reg").glob("*.png")] == ["class-00001.png"]
 
 
 def test_a_run_without_a_painter_says_so(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_changed_settings_are_looked_at(folder: Path, values: dict[str, Any], to
     assert second.scan.subsets[0].terms != first.scan.subsets[0].terms
 
 
+def test_masks_are_asked_for_at_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    here, masks = desk(), {"conditioning_data_dir": str(tmp_path / "masks")}
+    assert here.look(config_of(folder, **masks), fresh=False).report.problems == []
+    assert "a.png" in here.look(config_of(folder, **masks, masked_loss=True), fresh=False).report.problems[0]
+
+
 def test_a_dataset_file_may_not_lead_outside(folder: Path, tmp_path: Path) -> None:
     text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{}'"
     inside = config_of(folder, train_data_dir="", dataset_config=text.format(folder / "2_cat"))
