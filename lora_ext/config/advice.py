@@ -193,7 +193,7 @@ def _speed(config: TrainConfig) -> Iterator[str]:
         )
     elif not changing and not memory.cache_latents:
         yield (
-            "cache_latents is off: every step encodes its pictures anew, which is slower and changes nothing; "
+            "cache_latents is off: every step encodes its pictures anew, which is slower and rarely worth it; "
             "switch cache_latents on"
         )
     for name, steps in (

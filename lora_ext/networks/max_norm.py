@@ -20,6 +20,10 @@ class NormReport:
     average: float
     maximum: float
 
+    def as_dict(self) -> dict[str, float]:
+        """The report by names."""
+        return {"keys_scaled": self.keys_scaled, "average_norm": self.average, "maximum_norm": self.maximum}
+
     def sentence(self) -> str:
         """The report for a person."""
         return f"{self.keys_scaled} keys scaled, average norm {self.average:.4g}, longest {self.maximum:.4g}"

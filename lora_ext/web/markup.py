@@ -94,7 +94,7 @@ def plan_card(config: TrainConfig, look: Look, plan: TrainingPlan) -> str:
         f"<span>{plan.repeats_total} pictures an epoch ÷ {grouped} = {_count(plan.updates_per_epoch, 'step')}</span> "
         f"<span>{_length(plan)}</span></p>"
         f"<p>{_files_line(plan.files)}{_states(config)}</p>"
-        f"{_rates(config, plan)}"
+        f"{_other_pictures(look)}{_rates(config, plan)}"
         f'<details><summary>Sizes in an epoch</summary><ul class="lw-sizes">{sizes}</ul></details>'
         f"{errors(look.report.problems) if look.report.problems else ''}{warnings(plan.warnings)}</div>"
     )
@@ -115,6 +115,16 @@ def _files_line(files: Sequence[Path]) -> str:
     folder = " and ".join(Counter(str(path.parent) for path in files))
     written = f"<code>{escape(', '.join(shown))}</code> ({_count(len(files), 'file')})"
     return f"writes {written} to <code>{escape(folder)}</code>"
+
+
+def _other_pictures(look: Look) -> str:
+    """Class pictures that are drawn first, and pictures that are held out."""
+    facts = []
+    if look.report.to_draw:
+        facts.append(f"{_count(look.report.to_draw, 'class picture')} drawn by the checkpoint before the first step")
+    if look.held_out:
+        facts.append(f"{_count(look.held_out, 'picture')} held out to measure progress")
+    return f"<p>{' · '.join(facts)}</p>" if facts else ""
 
 
 def _rates(config: TrainConfig, plan: TrainingPlan) -> str:

@@ -27,7 +27,7 @@ from lora_ext.training.plan import TrainingPlan, make_plan
 NO_PICTURES = "Give the folder of your pictures and press Look."
 NO_PLAN = "Steps and files stand here as soon as there are pictures."
 
-_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str, bool]
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str, float, int | None, int, bool]
 """What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
@@ -35,10 +35,11 @@ _SECONDS_FRESH = 60.0
 
 @dataclass(frozen=True)
 class Look:
-    """A dataset as it was seen, and what the settings make of it."""
+    """A dataset as it was seen, and what the settings make of it; `held_out` pictures are measured, not trained on."""
 
     scan: DatasetScan
     report: DatasetReport
+    held_out: int = 0
 
 
 class PlanningDesk:
@@ -50,15 +51,15 @@ class PlanningDesk:
     def __init__(self, host: Host, allowed_roots: Sequence[Path] | None = None) -> None:
         self.host = host
         self.allowed_roots = allowed_roots
-        self._scans: dict[_Seen, tuple[float, DatasetScan]] = {}
+        self._scans: dict[_Seen, tuple[float, DatasetScan, int]] = {}
         self._inspect = RememberedFacts()
         self._lock = threading.Lock()
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
         self.check_paths(config)
-        scan = self._scan(config, fresh)
-        return Look(scan, make_report(scan, config, count_tokens))
+        scan, held_out = self._scan(config, fresh)
+        return Look(scan, make_report(scan, config, count_tokens), held_out)
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
@@ -75,7 +76,7 @@ class PlanningDesk:
             for source in read_sources(config)[0]:  # before any picture is looked at
                 for path in source.paths:
                     self._check_path("dataset_config", str(path))
-            scan = self._scan(config, fresh=False)
+            scan, _ = self._scan(config, fresh=False)
             named = {str(entry.path.parent) for entry in scan.images}
             named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
             for folder in named:
@@ -88,19 +89,23 @@ class PlanningDesk:
             there = ", ".join(str(root) for root in roots)
             raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
-    def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
-        others = (config.samples.validation_data_dir, config.loss.masked_loss)
-        key = (config.dataset, subset_options(config), run_sizing(config), *others)
+    def _scan(self, config: TrainConfig, fresh: bool) -> tuple[DatasetScan, int]:
+        """What is trained on, and how many pictures are held out."""
+        samples = config.samples
+        split = (samples.validation_data_dir, samples.validation_split, samples.validation_seed)
+        others = (config.learning.seed, config.loss.masked_loss)
+        key = (config.dataset, subset_options(config), run_sizing(config), *split, *others)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
-                return seen[1]
-            scan, _ = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
+                return seen[1:]
+            scan, measured = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
             self._scans.pop(key, None)
             while len(self._scans) >= _KEPT_SCANS:
                 del self._scans[next(iter(self._scans))]
-            self._scans[key] = (time.monotonic(), scan)
-            return scan
+            held_out = len(measured.images) if measured is not None else 0
+            self._scans[key] = (time.monotonic(), scan, held_out)
+            return scan, held_out
 
 
 def paths_of(config: TrainConfig) -> list[tuple[str, str]]:

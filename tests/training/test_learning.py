@@ -162,3 +162,10 @@ def test_what_is_wrong_is_found_before_the_start() -> None:
     ]:
         with pytest.raises(UserError, match=words):
             check_learning(make_config(values), cpu)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.9, 100])
+@pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine_annealing_warmup_restarts"])
+def test_a_schedule_of_many_cycles_is_no_mistake(schedule: str, warmup: float) -> None:
+    values = {"lr_scheduler": schedule, "lr_scheduler_num_cycles": 4, "lr_warmup_steps": warmup}
+    check_learning(make_config(values), torch.device("cpu"))

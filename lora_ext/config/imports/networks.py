@@ -67,7 +67,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def carry_network(carried: Carried, module: str, arguments: Mapping[str, str], rank: Any, alpha: Any) -> None:
+def carry_network(
+    carried: Carried, module: str, arguments: Mapping[str, str], rank: Any, alpha: Any, sdxl: bool = False
+) -> None:
     """Settings from the network's module and arguments; `rank` and `alpha` are those of the linear layers.
 
     LyCORIS and the old LoCon adapt convolutions with the linear layers' rank and alpha where no others are given.
@@ -91,7 +93,7 @@ def carry_network(carried: Carried, module: str, arguments: Mapping[str, str], r
     for name, value in convolutions.items():
         given = name in arguments
         carried.set(name, name, value, "" if given else f"{module} takes the linear layers' where it is not given")
-    _carry_block_rates(carried, arguments)
+    _carry_block_rates(carried, arguments, sdxl)
 
 
 def _carry_module(carried: Carried, module: str, algorithm: str) -> None:
@@ -131,13 +133,16 @@ def _is_zero(value: Any) -> bool:
         return False
 
 
-def _carry_block_rates(carried: Carried, arguments: Mapping[str, str]) -> None:
-    """`down_lr_weight`, `mid_lr_weight`, `up_lr_weight` become the 25 or 23 factors of `block_lr`."""
+def _carry_block_rates(carried: Carried, arguments: Mapping[str, str], sdxl: bool) -> None:
+    """`down_lr_weight`, `mid_lr_weight`, `up_lr_weight` become the 25 or 23 factors of `block_lr`.
+
+    Lists of SDXL's lengths tell its kind too.
+    """
     given = {name: arguments[name].strip() for name in _RATE_PARTS if arguments.get(name, "").strip()}
     if not given:
         return
     counts = {name: text.count(",") + 1 for name, text in given.items()}
-    sdxl = counts.get("mid_lr_weight") == 3 or any(counts.get(name) == 9 for name in _RATE_PARTS)
+    sdxl = sdxl or counts.get("mid_lr_weight") == 3 or any(counts.get(name) == 9 for name in _RATE_PARTS)
     sides, middle = (9, 3) if sdxl else (12, 1)
     factors: list[float] = []
     for name in _RATE_PARTS:
@@ -147,7 +152,12 @@ def _carry_block_rates(carried: Carried, arguments: Mapping[str, str]) -> None:
             carried.note(name, "lost", f"{given[name]!r} is no list of {length} numbers and no curve that is known")
             return
         factors += part
-    threshold = float(arguments.get("block_lr_zero_threshold") or 0)
+    text = arguments.get("block_lr_zero_threshold") or "0"
+    try:
+        threshold = float(text)
+    except ValueError:
+        carried.note("block_lr_zero_threshold", "lost", f"{text!r} is no number: factors stay as they are")
+        threshold = 0.0
     factors = [factor if factor > threshold else 0.0 for factor in factors]
     if sdxl:
         factors = [1.0, *factors, 1.0]

@@ -371,10 +371,19 @@ def test_our_own_files_are_taken_as_they_are() -> None:
         ({"network_module": "lycoris.kohya", "network_args": ["algo=loha"]}, "algo: loha cannot be trained yet"),
         ({"network_module": "networks.lora_flux"}, "network_module: networks.lora_flux cannot be trained here"),
         ({"network_args": ["use_tucker=True"]}, "use_tucker: Tucker decomposition cannot be trained yet"),
+        (
+            {"network_args": ["mid_lr_weight=1", "block_lr_zero_threshold=low"]},
+            "block_lr_zero_threshold: 'low' is no number",
+        ),
+        ({"network_args": ["up_lr_weight=flat"]}, "up_lr_weight: 'flat' is no list of 12 numbers and no curve"),
         ({"network_args": ["dora_wd=True"]}, "dora_wd: DoRA cannot be trained yet"),
         ({"text_encoder_lr": [1e-5, 2e-5]}, "text_encoder_lr: 1e-05,2e-05: there is one rate for the text encoder"),
         ({"caption_extension": ".wd14"}, "caption_extension: .wd14: captions are read from .txt and .caption files"),
         ({"save_n_epoch_ratio": 5}, "save_n_epoch_ratio: 5: set save_every_n_epochs"),
+        (
+            {"sdxl": True, "network_args": ["block_dims=" + ",".join("8" * 25)]},
+            "block_dims: 8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8: SDXL has 23 blocks, and these are SD1's 25",
+        ),
         ({"config_file": "a.toml"}, "config_file: a.toml: settings stand in that file too"),
     ],
 )
@@ -393,6 +402,8 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
         ({"network_module": "networks.lora", "network_dim": 8}, {"conv_dim": None, "conv_alpha": None}),
         ({"network_args": "down_lr_weight=linear+0.25 mid_lr_weight=1,0.5,0.5 block_lr_zero_threshold=0.3"},
          {"block_lr": "1,0,0.375,0.5,0.625,0.75,0.875,1,1.125,1.25,1,0.5,0.5,1,1,1,1,1,1,1,1,1,1"}),
+        ({"sdxl": True, "network_args": ["down_lr_weight=cosine"]},
+         {"block_lr": "1,1,0.980785,0.92388,0.83147,0.707107,0.55557,0.382683,0.19509,0,1,1,1,1,1,1,1,1,1,1,1,1,1"}),
         ({"network_args": ["block_dims=" + ",".join("8" * 25)]}, {"block_dims": ",".join("8" * 25)}),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=10", "gamma=0.5"]},
          {"lr_scheduler": "torch.optim.lr_scheduler.StepLR", "lr_scheduler_args": "step_size=10 gamma=0.5"}),
