@@ -26,7 +26,12 @@ def main(arguments: Sequence[str]) -> int:
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="lora-workshop-bench-", dir=options.folder) as name:
         folder = Path(name)
-        program = Program(options.against_sd_scripts.resolve(), options.sd_python.absolute(), folder / "tokenizers")
+        program = Program(
+            options.against_sd_scripts.resolve(),
+            options.sd_python.absolute(),
+            folder / "tokenizers",
+            options.huge_pages,
+        )
         write_tokenizer(program.tokenizers)
         checkpoint = options.checkpoint or checkpoint_of("full", folder)
         for number, case in enumerate(options.case or CASES):
@@ -54,6 +59,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2, help="pictures a step (default: 2)")
     parser.add_argument("--resolution", type=int, default=128, metavar="PX", help="a multiple of 128 (default: 128)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads on both sides")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="lend sd-scripts the memory setting that our command line makes"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD1 checkpoint instead of random weights")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to put 3 GB of temporary files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")

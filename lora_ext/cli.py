@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -33,6 +34,10 @@ COMMANDS = {
 PASSES_ARGUMENTS_ON = ("bench", "test", "lint")
 """Commands whose options belong to the program that they start."""
 
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""torch's switch, read once with its first tensor: on Linux it asks for large tensors in pages of 2 MB. A training step
+on the CPU takes and frees gigabytes, and the system clears them page by page; by 4 kB this is a third of the step."""
+
 
 class Command(Protocol):
     """What a module of `lora_ext.commands` provides."""
@@ -49,6 +54,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (sys.argv's by default) and return its exit code: 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault(HUGE_PAGES, "1")  # torch is not imported yet
     try:
         if arguments and arguments[0] in PASSES_ARGUMENTS_ON:
             develop = importlib.import_module(COMMANDS[arguments[0]][0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 
 from benchmarks.sd_scripts.cases import Case, base_options, base_settings
 from benchmarks.sd_scripts.compare import Difference, difference
+from lora_ext.cli import HUGE_PAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).resolve().parent / "driver.py"
@@ -27,11 +27,15 @@ SHAPES = ((1, 1), (1, 1), (1, 1), (3, 1), (3, 1), (1, 3), (1, 3), (1, 3))
 
 @dataclass(frozen=True)
 class Program:
-    """sd-scripts: its folder, the interpreter that runs it, and a folder with CLIP's tokenizer for it."""
+    """sd-scripts: its folder, the interpreter that runs it, and a folder with CLIP's tokenizer for it.
+
+    `huge_pages` lends it the memory setting that our command line makes; by itself it has none.
+    """
 
     folder: Path
     python: Path
     tokenizers: Path
+    huge_pages: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the process's start to the first step, median seconds of a step by the clock and of the processor
-    (all threads together: other work on the machine leaves them nearly alone), peak memory in GiB."""
+    """Seconds from the process's start to the first step, mean seconds of a step by the clock and of the processor
+    (all threads together: other work on the machine disturbs them less), peak memory in GiB."""
 
     startup: float
     step: float
@@ -58,7 +62,7 @@ class Timing:
     def of(cls, report: Mapping[str, Any], spawned: float) -> Timing:
         """From a run's report; the first two steps warm up and are not counted."""
         times = report["times"]
-        return cls(times[0] - spawned, typical(times), typical(report["processor_times"]), report["peak_gb"])
+        return cls(times[0] - spawned, mean_step(times), mean_step(report["processor_times"]), report["peak_gb"])
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,12 @@ class Outcome:
     versions: Mapping[str, str]
 
 
-def typical(times: Sequence[float]) -> float:
-    """Median step between these times, the first of which is the first step's beginning; two steps warm up."""
-    return statistics.median(after - before for before, after in zip(times[2:], times[3:], strict=False))
+def mean_step(times: Sequence[float]) -> float:
+    """Mean step between these times, the first of which is the first step's beginning; two steps warm up.
+
+    No median: the pictures' shapes and partial batches make steps of several lengths, the same on both sides.
+    """
+    return (times[-1] - times[2]) / (len(times) - 3)
 
 
 def write_subject(folder: Path, resolution: int, long_captions: bool) -> None:
@@ -107,7 +114,7 @@ def run_case(case: Case, size: Size, checkpoint: Path, program: Program, folder:
         *("--network_weights", str(folder / "network.safetensors")),
         *case.options,
     ]
-    job = {**common, "options": options, "sd_scripts": str(program.folder)}
+    job = {**common, "options": options, "sd_scripts": str(program.folder), "huge_pages": program.huge_pages}
     theirs, their_timing = run_job([str(program.python), str(DRIVER)], job, folder, "theirs")
     found = difference(
         ours["losses"],
@@ -125,11 +132,12 @@ def run_job(command: Sequence[str], job: Mapping[str, Any], folder: Path, name: 
     """
     report, log, path = (folder / f"{name}.{end}" for end in ("report.json", "log", "job.json"))
     path.write_text(json.dumps({**job, "report": str(report)}), encoding="utf-8")
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": str(job["threads"])}
+    added = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": str(job["threads"])}
+    added[HUGE_PAGES] = "1" if job.get("huge_pages", True) else "0"
     spawned = time.time()
     with log.open("wb") as output:
         done = subprocess.run(
-            [*command, str(path)], cwd=ROOT, env={**os.environ, **offline}, stdout=output, stderr=output, check=False
+            [*command, str(path)], cwd=ROOT, env={**os.environ, **added}, stdout=output, stderr=output, check=False
         )
     if done.returncode:
         end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])

@@ -66,5 +66,5 @@ def delta_norm(adapter: LoraAdapter) -> Tensor:
     down = adapter.lora_down.weight.float().flatten(1)  # (rank, in·kh·kw)
     up = adapter.lora_up.weight.float().flatten(1)  # (out, rank)
     with exact_matmul():
-        squared = ((up.t() @ up).double() * (down @ down.t()).double()).sum()
-    return (squared.clamp(min=0).sqrt() * abs(adapter.scale)).float()
+        squared = ((up.t() @ up) * (down @ down.t())).sum()
+    return squared.clamp(min=0).sqrt() * abs(adapter.scale)

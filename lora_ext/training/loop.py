@@ -104,6 +104,7 @@ class TrainingLoop:
         if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
             return
         run = self.run
+        run.states.save_step(run.steps)  # a pause may be long
         run.dataset.release_checkpoint()
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint

@@ -152,14 +152,17 @@ class RateRun:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What a class of a scheduler knows; named schedules know nothing but the step."""
-        return {} if self.scheduler is None else {"steps": self._scheduler_steps, "own": self.scheduler.state_dict()}
+        """How far a scheduler's class has come; named schedules know nothing but the step."""
+        return {} if self.scheduler is None else {"steps": self._scheduler_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Go on from what `state_dict` gave, before the optimizer takes its own state over.
+
+        A scheduler goes through its steps again: what it knows may be functions, which no state can keep, and comes
+        from the steps alone.
+        """
         if self.scheduler is not None:
-            self._scheduler_steps = int(state["steps"])
-            self.scheduler.load_state_dict(state["own"])
+            self._advance(int(state["steps"]))
 
     def _stands_still(self, group: Mapping[str, Any]) -> bool:
         return group["part"] == "text_encoder" and self._step >= self._stop

@@ -66,10 +66,10 @@ def dataset_report(look: Look) -> str:
 
 
 def _thumbnails(look: Look) -> str:
-    entries = look.scan.images
+    sized = zip(look.scan.images, bucket_sizes(look.scan), strict=True)
+    there = [(entry, size) for entry, size in sized if entry.order is None]
     cells = []
-    shown = zip(entries[:_MOST_THUMBNAILS], bucket_sizes(look.scan), strict=False)
-    for entry, (width, height) in shown:
+    for entry, (width, height) in there[:_MOST_THUMBNAILS]:
         caption = escape(entry.caption)
         source = "" if entry.caption_file else ' <i class="lw-mark">no caption file</i>'
         name, address = escape(entry.path.name), escape(picture_url(entry.path, THUMBNAIL))
@@ -78,7 +78,7 @@ def _thumbnails(look: Look) -> str:
             f'title="{name}: {entry.width}×{entry.height}"><figcaption><b>{width}×{height}</b> '
             f"{caption}{source}</figcaption></figure>"
         )
-    rest = len(entries) - len(cells)
+    rest = len(there) - len(cells)
     more = hint(f"and {rest} more") if rest > 0 else ""
     return f'<div class="lw-thumbnails" tabindex="0">{"".join(cells)}</div>{more}'
 

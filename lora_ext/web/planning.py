@@ -13,12 +13,11 @@ from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
 from lora_ext.dataset.report import DatasetReport, make_report
-from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.sources import read_sources, scan_dataset
 from lora_ext.dataset.validation_split import split_validation
 from lora_ext.jobs.recording import output_folder
 from lora_ext.jobs.records import json_value
@@ -28,7 +27,7 @@ from lora_ext.training.plan import TrainingPlan, make_plan
 NO_PICTURES = "Give the folder of your pictures and press Look."
 NO_PLAN = "Steps and files stand here as soon as there are pictures."
 
-_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str]
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str, float, int | None, int, bool]
 """What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
@@ -74,6 +73,9 @@ class PlanningDesk:
         for name, text in paths_of(config):
             self._check_path(name, text)
         if config.dataset.dataset_config.strip():
+            for source in read_sources(config)[0]:  # before any picture is looked at
+                for path in source.paths:
+                    self._check_path("dataset_config", str(path))
             scan, _ = self._scan(config, fresh=False)
             named = {str(entry.path.parent) for entry in scan.images}
             named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
@@ -89,7 +91,10 @@ class PlanningDesk:
 
     def _scan(self, config: TrainConfig, fresh: bool) -> tuple[DatasetScan, int]:
         """What is trained on, and how many pictures are held out."""
-        key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
+        samples = config.samples
+        split = (samples.validation_data_dir, samples.validation_split, samples.validation_seed)
+        others = (config.learning.seed, config.loss.masked_loss)
+        key = (config.dataset, subset_options(config), run_sizing(config), *split, *others)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
@@ -134,7 +139,7 @@ def count_tokens(caption: str) -> int:
 
 def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:
     """(width, height) at which each picture of a scan is trained."""
-    return [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing).size for each in scan.members]
+    return [member.bucket.size for member in scan.members]
 
 
 def plan_as_json(look: Look, plan: TrainingPlan) -> dict[str, Any]:

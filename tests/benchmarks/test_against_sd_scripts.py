@@ -15,7 +15,7 @@ from benchmarks.sd_scripts.cases import CASES, Limits, base_options, base_settin
 from benchmarks.sd_scripts.compare import Difference, delta_differences, difference, loss_difference
 from benchmarks.sd_scripts.driver import Replay, draws_by_step
 from benchmarks.sd_scripts.recording import Recorder
-from benchmarks.sd_scripts.side_by_side import write_subject
+from benchmarks.sd_scripts.side_by_side import Timing, mean_step, write_subject
 from lora_ext.config.train_config import make_config
 from lora_ext.host.standalone.host import StandaloneHost
 from lora_ext.training.noise import sample_noise
@@ -77,6 +77,13 @@ def test_a_run_that_is_no_number_passes_no_limit() -> None:
     assert not Difference(1e-5, 1e-4, 2e-2, "lora_te_a").within(limits)
     tensors = network(lora_te_a=module([[1.0]], [[1.0]], 1.0))
     assert not difference([math.nan], [1.0], tensors, tensors).within(limits)
+
+
+def test_steps_are_timed_after_two_that_warm_up() -> None:
+    times = [100.0, 140.0, 150.0, 152.0, 158.0]  # the first step's beginning, then the end of each of four
+    assert mean_step(times) == 4.0
+    report = {"times": times, "processor_times": [1.0, 2.0, 3.0, 4.0, 6.0], "peak_gb": 5.5}
+    assert Timing.of(report, spawned=90.0) == Timing(startup=10.0, step=4.0, processor=1.5, peak_gb=5.5)
 
 
 def test_numbers_go_back_by_function_and_shape() -> None:

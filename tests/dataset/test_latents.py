@@ -192,6 +192,19 @@ def test_files_are_never_stale(
     assert same(epochs(cached), epochs(fresh))
 
 
+def test_a_picture_that_changes_under_way_leaves_no_file(latents_of: Make, folder: Path) -> None:
+    class Busy(SlopingVAE):
+        """While it encodes the first picture, a person saves another one in its place."""
+
+        def encode(self, x: Tensor) -> Posterior:
+            if not self.seen:
+                change_picture(folder)
+            return super().encode(x)
+
+    latents_of(Busy(), cache_latents_to_disk=True)
+    assert len(list((folder / "2_cat" / FOLDER_NAME).iterdir())) == 3
+
+
 def test_deleted_and_damaged_files_are_made_anew(latents_of: Make, folder: Path) -> None:
     expected = epochs(latents_of(cache_latents_to_disk=True)[0])
     files = sorted((folder / "2_cat" / FOLDER_NAME).iterdir())

@@ -14,7 +14,7 @@ _LYCORIS = "not needed: it is for other algorithms than LoRA and LoCon"
 _METADATA = "is not written: a file's own words are title, author, description, licence and tags"
 
 EXPLAINED: dict[str, str] = {
-    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn"), _ATTENTION),
+    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn", "use_reentrant"), _ATTENTION),
     **dict.fromkeys(
         ("max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram", "cache_info"), _LOADING
     ),
