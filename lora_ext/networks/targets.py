@@ -11,7 +11,7 @@ from torch import nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import text_module_names, unet_module_names
 from lora_ext.config.groups import NetworkSettings
-from lora_ext.networks.blocks import block_count, block_index, number_of_block, numbers_by_block
+from lora_ext.networks.blocks import block_index, number_of_block, numbers_by_block
 from lora_ext.protocols import UserError
 
 TargetGroup = Literal["unet", "text_encoder"]
@@ -61,10 +61,6 @@ def _unet_targets(
     checkpoint: Checkpoint, settings: NetworkSettings, block_rates: Sequence[float] | None
 ) -> Iterator[Target]:
     kind = checkpoint.architecture
-    if block_rates is not None and len(block_rates) != block_count(kind):
-        raise UserError(
-            f"block_lr has {len(block_rates)} numbers: {kind} checkpoints take {block_count(kind)}; give as many"
-        )
     dims, alphas, conv_dims, conv_alphas = (
         numbers_by_block(name, getattr(settings, name), kind)
         for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")

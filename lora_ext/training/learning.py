@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.config.groups import LearningSettings
-from lora_ext.config.learning_rules import is_schedule_free
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.max_norm import MaxNorm, NormReport
 from lora_ext.networks.network import Network
@@ -52,7 +51,7 @@ class Learning:
         limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
         self._max_norm = None if limit is None else MaxNorm(network.adapters.values(), limit)
         self._average = None if decay is None else WeightAverage(self._parameters, decay)
-        self._has_other_weights = self._average is not None or is_schedule_free(config.learning)
+        self._has_other_weights = self._average is not None or _averages_itself(self.optimizer)
         self._others_are_in = False
         self.optimizer.register_step_post_hook(self._after_update)
 
@@ -127,3 +126,8 @@ class Learning:
             self.optimizer.train()  # type: ignore[attr-defined]
         for parameter, tensor in zip(self._parameters, kept, strict=True):
             parameter.copy_(tensor)
+
+
+def _averages_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has weights of its own for use, as the schedule-free ones."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))

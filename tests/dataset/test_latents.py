@@ -67,6 +67,13 @@ def folder(tmp_path: Path) -> Path:
     return inner.parent
 
 
+def checkpoint_with(vae: SlopingVAE) -> Checkpoint:
+    return Checkpoint(
+        unet=nn.Linear(1, 1), vae=vae, text_encoders=[], schedule=NoiseSchedule.scaled_linear(), architecture="SD1",
+        prediction_type="epsilon", name="stand-in", path=None, sha256="", latent_scale=0.5,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def latents_of(folder: Path) -> Callable[..., tuple[ImageDataset, SlopingVAE, Said]]:
     """A dataset of the pictures that has cached its latents, its VAE, and what was said."""
@@ -74,10 +81,7 @@ def latents_of(folder: Path) -> Callable[..., tuple[ImageDataset, SlopingVAE, Sa
     def make(vae: SlopingVAE | None = None, **values: Any) -> tuple[ImageDataset, SlopingVAE, Said]:
         small = {"resolution": 64, "min_bucket_reso": 32, "bucket_reso_steps": 16, "max_bucket_reso": 128}
         config = make_config({"train_data_dir": str(folder), "train_batch_size": 3, **small, **values})
-        checkpoint = Checkpoint(
-            unet=nn.Linear(1, 1), vae=vae or SlopingVAE(), text_encoders=[], schedule=NoiseSchedule.scaled_linear(),
-            architecture="SD1", prediction_type="epsilon", name="stand-in", path=None, sha256="", latent_scale=0.5,
-        )  # fmt: skip
+        checkpoint = checkpoint_with(vae or SlopingVAE())
         said = Said()
         dataset = ImageDataset(scan_dataset(config), config)
         dataset.cache_latents(checkpoint, said, Control())
@@ -157,6 +161,16 @@ def test_random_pictures_are_encoded_anew_and_the_same_again(latents_of: Make, f
     pictures = [z for b in epochs(anew) for entry, z in zip(b.entries, b.latents, strict=True) if entry == 0]
     assert len({tuple(z.flatten().tolist()) for z in pictures}) == 6
     assert not (folder / "2_cat" / FOLDER_NAME).exists()
+
+
+def test_after_a_pause_another_instance_of_the_vae_encodes(latents_of: Make) -> None:
+    dataset, first, _ = latents_of(cache_latents=False)
+    expected = epochs(dataset)
+    seen, second = len(first.seen), SlopingVAE()
+    dataset.release_checkpoint()
+    dataset.use_checkpoint(checkpoint_with(second))
+    assert same(epochs(dataset), expected)
+    assert len(first.seen) == seen == len(second.seen) == 24
 
 
 def change_picture(folder: Path) -> None:

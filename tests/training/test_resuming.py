@@ -66,7 +66,7 @@ def hash_of(result: TrainingResult) -> str:
 def test_a_run_that_is_stopped_again_and_again_goes_on_bit_for_bit(train: Any, small_config: MakeConfig) -> None:
     config = small_config(
         save_state_on_train_end=True, shuffle_caption=True, gradient_accumulation_steps=2, lr_scheduler="cosine",
-        network_train_unet_only=True,
+        network_train_unet_only=True, optimizer_type="Prodigy", learning_rate=1, ema_decay=0.9,
     )  # fmt: skip
     whole, _ = train(config, "whole")
     assert whole.steps == 4  # two windows an epoch, of two batches and of one

@@ -78,6 +78,11 @@ def test_settings_of_the_latest_run_come_back(shelf_client: TestClient, shelf: J
         shelf.registry.create(config, tmp_path).close()
     latest = shelf_client.get(f"{API}/form").json()["values"]
     assert (latest["output_name"], latest["network_dim"], latest["unet_lr"]) == ("second", "8", "3e-4")
+    resumed = shelf.registry.create(make_config({"output_name": "third", "resume": "latest"}), tmp_path)
+    assert shelf_client.get(f"{API}/form").json()["values"]["resume"] == "latest"
+    resumed.update(state="finished")
+    resumed.close()
+    assert shelf_client.get(f"{API}/form").json()["values"]["resume"] == ""
     first = shelf.registry.records()[-1].id
     assert shelf_client.get(f"{API}/form", params={"run": first}).json()["values"]["output_name"] == "first"
     assert shelf_client.get(f"{API}/form", params={"run": "20200101-000000-gone"}).json() == {"values": {}}

@@ -99,6 +99,8 @@ def carry_over(options: Mapping[str, Any]) -> Carried:
             carry_plain(carried, name, known[name], value)
         elif name in EXPLAINED or name in PROGRAMS:
             carried.note(name, "explained", EXPLAINED.get(name) or PROGRAMS[name])
+        elif name in all_settings():
+            carry_plain(carried, name, name, value)
         else:
             carried.note(name, "unknown", unknown_option(name))
     _say_what_differs(carried, present)

@@ -418,6 +418,7 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
          {"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "T_0=50 decay=0.9"}),
         ({"lr_scheduler": "adafactor:1e-3", "optimizer_type": "adafactor"},
          {"lr_scheduler": "adafactor", "optimizer_type": "AdaFactor"}),
+        ({"ema_decay": 0.999, "on_out_of_memory": "retreat"}, {"ema_decay": 0.999, "on_out_of_memory": "retreat"}),
         ({"lr_warmup_steps": "5%", "lr_decay_steps": "100"}, {"lr_warmup_steps": 0.05, "lr_decay_steps": 100.0}),
         ({"base_weights": ["a.safetensors", "b.safetensors"], "base_weights_multiplier": [0.5, 1]},
          {"base_weights": "a.safetensors\nb.safetensors", "base_weights_multiplier": "0.5,1"}),
