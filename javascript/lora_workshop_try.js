@@ -89,7 +89,7 @@
     return tabs.find((tab) => tab.textContent.trim() === title).click();
   }
 
-  /* Puts the tag into the prompt; where that names nothing yet, `trial` comes before it. */
+  /* Puts the tag into the prompt and returns that; where it names nothing yet, `trial` comes before it. */
   async function useNetwork(name, run, trial) {
     const prompt = PROMPTS[byId("try").dataset.program];
     openTab("Generate");
@@ -97,6 +97,7 @@
     const words = node.value.replace(/<[^>]*>/g, "").trim();
     write(node, withTag(words ? node.value : [trial, node.value].filter(Boolean).join(" "), name, run));
     node.focus();
+    return node.value;
   }
 
   /* ---- grids ---- */
@@ -111,14 +112,14 @@
 
   async function plotInWebUI({ name, last, epochs, trial }) {
     const plot = "#script_txt2img_xyz_plot_";
-    await useNetwork(last, name, trial);
+    const prompt = await useNetwork(last, name, trial);
     await choose("#txt2img_script_container #script_list", "X/Y/Z plot");
     await until("the X/Y/Z plot", () => visible(field(`${plot}x_type`)));
     await tick(`${plot}csv_mode`);
     await choose(`${plot}x_type`, "[LoRA] Epoch");
     await choose(`${plot}y_type`, "[LoRA] Weight");
     await choose(`${plot}z_type`, "Nothing");
-    await keep({ [`${plot}x_values`]: `None, ${epochs}`, [`${plot}y_values`]: WEIGHTS });
+    await keep({ [PROMPTS.webui]: prompt, [`${plot}x_values`]: `None, ${epochs}`, [`${plot}y_values`]: WEIGHTS });
   }
 
   async function plotInApp({ name, epochs, trial }) {

@@ -54,7 +54,8 @@ class StepReport:
     """One optimizer update. `loss` is the mean over the update's batches; `seconds` is its wall time.
 
     `bands` are the mean losses of the update's pictures by the timesteps that they were given ("0-250", "250-500",
-    "500-750", "750-1000"), without bands that none of them fell into.
+    "500-750", "750-1000"), without bands that none of them fell into. `gradient_norm` is the length of the gradient
+    before it is clipped.
     """
 
     step: int
@@ -65,16 +66,22 @@ class StepReport:
     learning_rates: dict[str, float]
     seconds: float
     bands: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float | None = None
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished pass over the dataset; `loss` is the mean over its steps."""
+    """One finished pass over the dataset; `loss` is the mean over its steps.
+
+    Where changes of layers are held to a largest norm, `norms` has how many adapters were scaled down ("keys_scaled"),
+    and the average and the longest norm ("average_norm", "maximum_norm").
+    """
 
     epoch: int
     total_epochs: int
     step: int
     loss: float
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

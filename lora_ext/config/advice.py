@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lora_ext.config.learning_rules import learning_advice
+
 if TYPE_CHECKING:
     from lora_ext.config.train_config import TrainConfig
 
@@ -20,7 +22,7 @@ _CONSTANT = ("constant", "constant_with_warmup")
 
 def advice(config: TrainConfig) -> list[str]:
     """Every warning that the settings alone give reason for."""
-    checks = (_network, _rates, _optimizer, _noise, _captions, _pictures, _speed, _without_effect)
+    checks = (_network, _rates, _optimizer, learning_advice, _noise, _captions, _pictures, _speed, _without_effect)
     return [text for check in checks for text in check(config)]
 
 
@@ -75,11 +77,6 @@ def _rates(config: TrainConfig) -> Iterator[str]:
             yield (
                 f"{config.learning.optimizer_type} finds the rate by itself and takes learning rates as factors: "
                 f"{named} leaves next to nothing; set learning_rate to 1 and no other rates"
-            )
-        if unet and text and unet != text:
-            yield (
-                f"{config.learning.optimizer_type} finds one rate for everything: unet_lr = {unet:g} and "
-                f"text_encoder_lr = {text:g} differ; set both to 1"
             )
 
 
@@ -196,7 +193,7 @@ def _speed(config: TrainConfig) -> Iterator[str]:
         )
     elif not changing and not memory.cache_latents:
         yield (
-            "cache_latents is off: every step encodes its pictures anew, which is slower and changes nothing; "
+            "cache_latents is off: every step encodes its pictures anew, which is slower and rarely worth it; "
             "switch cache_latents on"
         )
     for name, steps in (

@@ -9,7 +9,6 @@ from lora_ext.config.dataset_contradictions import dataset_contradictions
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.learning_rules import learning_contradictions
 from lora_ext.config.loss_contradictions import loss_contradictions, validation_contradictions
-from lora_ext.config.network_contradictions import network_contradictions
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.run_rules import run_contradictions
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
@@ -59,7 +58,6 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
             f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
         )
     yield from dataset_contradictions(config)
-    yield from network_contradictions(config)
 
 
 def _bucket_contradictions(dataset: DatasetSettings) -> Iterable[tuple[tuple[str, ...], str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lora_ext.config.arguments import parse_arguments, parse_numbers
 from lora_ext.config.groups import LearningSettings, NetworkSettings
-from lora_ext.config.groups.learning import OPTIMIZERS
+from lora_ext.config.groups.learning import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from lora_ext.config.train_config import TrainConfig
@@ -87,6 +88,14 @@ def _block_contradictions(network: NetworkSettings, learning: LearningSettings) 
 
 def _rate_contradictions(config: TrainConfig) -> Iterable[_Problem]:
     learning, network = config.learning, config.network
+    schedule = learning.lr_scheduler.strip()
+    if schedule not in SCHEDULES and "." not in schedule:
+        near = difflib.get_close_matches(schedule, SCHEDULES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield (
+            ("lr_scheduler",),
+            f"lr_scheduler = {schedule!r}: allowed are {', '.join(SCHEDULES)}, and package.Class for any other{hint}",
+        )
     if learning.lr_scheduler == "adafactor" and not sets_its_own_rate(learning):
         yield (
             ("lr_scheduler", "optimizer_type"),

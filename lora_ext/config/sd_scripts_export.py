@@ -84,7 +84,7 @@ _FORMS: dict[str, Callable[[Any], Any]] = {
     "sample_sampler": _sampler,
     "lr_scheduler_args": lambda value: value.split(),
     "base_weights": lambda value: [line.strip() for line in value.splitlines() if line.strip()],
-    "base_weights_multiplier": lambda value: [float(part) for part in value.split(",") if part.strip()],
+    "base_weights_multiplier": lambda value: [float(part) for part in value.replace(",", " ").split()],
 }
 """Values that have another form there."""
 

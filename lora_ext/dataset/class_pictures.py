@@ -12,6 +12,7 @@ from PIL import Image
 from lora_ext.config.sample_prompts import sampler_name
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import training_size
+from lora_ext.dataset.dataset_paths import given_path, is_there
 from lora_ext.dataset.folder_scan import Inspect, list_folder, repeats_and_concept, scan_folder
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, PictureOrder, Subset, Terms
 from lora_ext.dataset.images import inspect_image
@@ -73,7 +74,7 @@ def scan_class_folder(setting: str, text: str, wanted: int, terms: Terms, scan: 
 
     Where some are `wanted` that may be drawn, the folder may be empty, or not there yet.
     """
-    folder = Path(os.path.abspath(Path(text.strip().strip('"')).expanduser()))
+    folder = Path(os.path.abspath(given_path(text)))
     if not wanted or _holds_pictures(folder):
         scan_folder(setting, text, terms, scan, inspect)
     return folder
@@ -160,7 +161,7 @@ def _draw(
 
 def _holds_pictures(folder: Path) -> bool:
     """Whether pictures lie in a folder, or in an N_name folder in it."""
-    if not folder.is_dir():
+    if not is_there(folder) or not folder.is_dir():
         return False
     listing = list_folder(folder)
     inner = (list_folder(each) for each in listing.folders if repeats_and_concept(each.name))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_ext.config.fields import unknown_setting
 from lora_ext.dataset.class_pictures import ClassPictures, add_class_pictures, scan_class_folder
+from lora_ext.dataset.dataset_toml import unknown_key
 from lora_ext.dataset.folder_scan import Inspect, scan_folder
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Terms
 from lora_ext.protocols import ConfigError, UserError
@@ -157,7 +157,7 @@ def _file_words(entry: ImageEntry) -> str:
 def _problems(values: dict[str, Any]) -> list[str]:
     """What is wrong with the keys and values of a concept."""
     known = (*_TEXTS, *_NUMBERS, *_IGNORED)
-    problems = [unknown_setting(name, dict.fromkeys(known)) for name in values if name not in known]
+    problems = [unknown_key(name, known) for name in values if name not in known]
     for name in _TEXTS:
         if not isinstance(values.get(name) or "", str):
             problems.append(f"{name} = {values[name]!r}: allowed is text")

@@ -126,12 +126,15 @@ class ImageDataset:
 
         The same seed and epoch give the same ones, wherever an epoch is begun.
         """
+        if self.latents is None:
+            raise RuntimeError("ImageDataset.batches() needs cache_latents() first")
         counts = count_steps(self.config.learning, self.batches_per_epoch)
         before = (epoch - 1) * counts.updates_per_epoch
-        for number, occurrences in enumerate(self.epoch_order(epoch)):
-            if number >= skip:
-                step = before + number // self.config.learning.gradient_accumulation_steps
-                yield self._batch(occurrences, step, counts.total_steps)
+        order = self.epoch_order(epoch)[skip:]
+        for number, (latents, masks) in enumerate(self.latents.batches(order)):
+            step = before + (skip + number) // self.config.learning.gradient_accumulation_steps
+            captions = [self._caption(each, step, counts.total_steps) for each in order[number]]
+            yield self._batch(order[number], captions, latents * self.latents.encoder.latent_scale, masks)
 
     def epoch_order(self, epoch: int) -> list[list[Occurrence]]:
         """Which pictures the batches of an epoch hold; buckets and datasets never mix."""
@@ -144,16 +147,15 @@ class ImageDataset:
         rng = random.Random(derived_seed(self.config.learning.seed, epoch))
         return epoch_batches([(groups[key], sizes[key[0]]) for key in sorted(groups)], rng)
 
-    def _batch(self, occurrences: Sequence[Occurrence], step: int, total_steps: int) -> Batch:
-        if self.latents is None:
-            raise RuntimeError("ImageDataset.batches() needs cache_latents() first")
+    def _batch(
+        self, occurrences: Sequence[Occurrence], captions: list[str], latents: Tensor, masks: Tensor | None
+    ) -> Batch:
         items = [self._items[each.picture] for each in occurrences]
-        latents, masks = self.latents(occurrences)
         reg = [item.member.subset.is_reg for item in items]
         weights = [self.config.dataset.prior_loss_weight if each else 1.0 for each in reg]
         return Batch(
-            latents=latents * self.latents.encoder.latent_scale,
-            captions=[self._caption(each, step, total_steps) for each in occurrences],
+            latents=latents,
+            captions=captions,
             loss_weights=torch.tensor(weights),
             sizes=[item.picture.bucket.size for item in items],
             entries=[each.picture for each in occurrences],

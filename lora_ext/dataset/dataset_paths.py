@@ -1,4 +1,4 @@
-"""Paths in a dataset file: from the working directory, or from the folder that the file lies in."""
+"""Paths as people write them, in settings and in dataset files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,40 @@ from pathlib import Path
 from lora_ext.protocols import UserError
 
 
+def given_path(text: str) -> Path:
+    """The path that somebody has written: without quotes around it, as Windows copies paths, and with ~ resolved."""
+    path = Path(text.strip().strip('"'))
+    try:
+        return path.expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists; a path that no file system takes does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def path_in_file(text: str, file: Path | None) -> Path:
     """The path that a dataset file names: from the working directory if it is there, else from the file's folder."""
     candidates = _candidates(text, file)
-    return next((path for path in candidates if path.exists()), candidates[-1])
+    return next((path for path in candidates if is_there(path)), candidates[-1])
 
 
 def check_path_in_file(place: str, text: str, file: Path | None) -> None:
     """Raise UserError, saying where was looked, where the path does not exist; `place` says where it is named."""
     candidates = _candidates(text, file)
-    if not any(path.exists() for path in candidates):
+    if not any(is_there(path) for path in candidates):
         there = " nor ".join(str(path) for path in candidates)
         neither = "neither " if len(candidates) > 1 else "no "
         raise UserError(f"{place} = {text}: there is {neither}{there}: check the spelling, or give the whole path")
 
 
 def _candidates(text: str, file: Path | None) -> list[Path]:
-    path = Path(text.strip().strip('"')).expanduser()
+    path = given_path(text)
     candidates = [Path(os.path.abspath(path))]
     if file is not None and not path.is_absolute():
         candidates.append(Path(os.path.abspath(file.parent / path)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_ext.config.contradictions import contradictions
-from lora_ext.config.fields import parse_value, unknown_setting
+from lora_ext.config.fields import parse_value
 from lora_ext.config.train_config import TrainConfig, all_settings
 from lora_ext.dataset.folders import Terms
 from lora_ext.dataset.options import run_sizing, subset_options
@@ -149,7 +150,7 @@ def _problem(level: _Level, name: str, value: Any) -> str | None:
         elsewhere = "[[datasets]] or [general]" if name in DATASET_OPTIONS else "[[datasets.subsets]]"
         if name in SUBSET_OPTIONS + DATASET_OPTIONS + SUBSET_ONLY:
             return f"{name} belongs into {elsewhere}"
-        return unknown_setting(name, dict.fromkeys(level.allowed))
+        return unknown_key(name, level.allowed)
     if name in ("image_dir", "metadata_file", "caption_extension"):
         return None if isinstance(value, str) else f"{name} = {value!r}: allowed is text"
     if name == "is_reg":
@@ -159,6 +160,14 @@ def _problem(level: _Level, name: str, value: Any) -> str | None:
     setting, text = _setting(name, value)
     problem = parse_value(all_settings()[setting], text)[1]
     return problem.replace(setting, name, 1) if problem else None
+
+
+def unknown_key(name: str, allowed: Collection[str]) -> str:
+    """The message for a key that there is none of, with the nearest ones."""
+    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.6)
+    return f"{name}: there is no such key; " + (
+        f"did you mean {' or '.join(near)}?" if near else f"allowed are {', '.join(allowed)}"
+    )
 
 
 def _notes(levels: Iterable[_Level]) -> list[str]:

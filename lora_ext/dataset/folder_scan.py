@@ -18,6 +18,7 @@ from lora_ext.dataset.caption_files import (
     extensions_to_read,
     read_caption_file,
 )
+from lora_ext.dataset.dataset_paths import given_path, is_there
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Subset, Terms, count_of, some_of
 from lora_ext.dataset.image_formats import IMAGE_EXTENSIONS
 from lora_ext.dataset.images import BrokenImageError, ImageFacts, inspect_image
@@ -56,6 +57,7 @@ def scan_folder(
     if flat:
         if listing.pictures:
             reader.read(listing, terms.options.num_repeats, terms.options.class_tokens)
+        reader.warn_of_inner_folders(listing)
     elif not reader.read_concept_folders(listing) and listing.pictures:
         named = repeats_and_concept(listing.folder.name)
         reader.read(listing, *(named or (terms.options.num_repeats, terms.options.class_tokens)))
@@ -67,12 +69,13 @@ def existing_folder(setting: str, text: str) -> Path:
     """The folder that a setting names; UserError where there is none."""
     if not text.strip():
         raise UserError(f"{setting} is empty: give the folder that holds the pictures")
-    folder = Path(text.strip().strip('"')).expanduser()  # Windows copies paths in quotes
-    if folder.is_file():
+    folder = given_path(text)
+    there = is_there(folder)
+    if there and folder.is_file():
         raise UserError(f"{setting} = {folder}: this is a file; give the folder it lies in, {folder.parent}")
-    if not folder.is_dir():
+    if not there or not folder.is_dir():
         absolute = Path(os.path.abspath(folder))
-        nearest = next((parent for parent in absolute.parents if parent.is_dir()), absolute.anchor)
+        nearest = next((parent for parent in absolute.parents if is_there(parent)), absolute.anchor)
         raise UserError(
             f"{setting} = {folder}: there is no such folder (the nearest that exists is {nearest}); check the spelling"
         )
@@ -120,6 +123,7 @@ class FolderReader:
                 )
             else:
                 self.read(inner, *named)
+                self.warn_of_inner_folders(inner)
         added = len(self.scan.subsets) > before
         if added and listing.pictures:
             self.scan.warnings.append(
@@ -148,8 +152,6 @@ class FolderReader:
             subset.images.append(self._entry(path, facts, candidates, subset))
         self.scan.subsets.append(subset)
         _warn_of_captions(listing, captions, options.caption_extension, self.scan)
-        if repeats_and_concept(listing.folder.name):
-            self._warn_of_inner_folders(listing)
 
     def inspected(self, paths: Sequence[Path]) -> list[tuple[Path, ImageFacts]]:
         """The pictures that can be trained on, with their facts; what is wrong with others goes to the problems."""
@@ -188,13 +190,14 @@ class FolderReader:
             path, facts.width, facts.height, caption, caption_path, facts.transparent, facts.content_hash, further_lines
         )
 
-    def _warn_of_inner_folders(self, listing: Listing) -> None:
+    def warn_of_inner_folders(self, listing: Listing) -> None:
+        """Warn of pictures in folders inside a folder whose own pictures alone are read."""
         for folder in listing.folders:
             count = len(list_folder(folder).pictures)
             if count:
                 self.scan.warnings.append(
                     f"{listing.folder.name}/{folder.name}: {count_of(count, 'picture')} left out, because folders "
-                    "inside an N_name folder are not read: move them up"
+                    "inside this one are not read: move them up"
                 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_ext.dataset.buckets import Bucket, choose_bucket
 from lora_ext.dataset.image_formats import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from lora_ext.dataset.options import Sizing, SubsetOptions
 from lora_ext.dataset.regularisation import raised_repeats
@@ -90,6 +91,11 @@ class Member:
     entry: ImageEntry
     subset: Subset
     repeats: int
+
+    @property
+    def bucket(self) -> Bucket:
+        """Where the picture goes."""
+        return choose_bucket(self.entry.width, self.entry.height, self.subset.sizing)
 
 
 @dataclass

@@ -63,7 +63,19 @@ def inspect_image(path: Path) -> ImageFacts:
             transparent = _check_whole(image, content)
     except _READ_ERRORS as error:
         raise BrokenImageError(_reason(error)) from error
-    return ImageFacts(width, height, transparent, hashlib.blake2b(content, digest_size=16).hexdigest())
+    return ImageFacts(width, height, transparent, _digest(content))
+
+
+def content_hash(path: Path) -> str | None:
+    """The hash of a file's content that `inspect_image` gives; None where it cannot be read."""
+    try:
+        return _digest(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def load_image(path: Path, view: View) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lora_ext.checkpoint.picture_encoder import PictureEncoder, Posterior
+from lora_ext.dataset.images import content_hash
 from lora_ext.dataset.pictures import Picture
 from lora_ext.dataset.tensor_cache import TensorCache, delete_leftovers
 from lora_ext.protocols import Events
@@ -24,11 +25,15 @@ class LatentFiles:
 
     def read(self, picture: Picture, flipped: bool) -> Posterior | None:
         """The posterior of one picture, batch 1; None where it has to be encoded."""
+        if not picture.content_hash:
+            return None
         found = self._cache.read(picture.path.parent, self._key(picture, flipped))
         return None if found is None else Posterior(found["mean"][None], found["logvar"][None])
 
     def write(self, picture: Picture, flipped: bool, posterior: Posterior) -> None:
-        """Keep the posterior of one picture, batch 1."""
+        """Keep the posterior of one picture, batch 1; one whose file has changed since it was looked at is left out."""
+        if content_hash(picture.path) != picture.content_hash:
+            return
         tensors = {"mean": posterior.mean[0].contiguous(), "logvar": posterior.logvar[0].contiguous()}
         self._cache.write(picture.path.parent, self._key(picture, flipped), tensors)
 

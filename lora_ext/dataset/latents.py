@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -16,12 +16,23 @@ from lora_ext.dataset.images import load_image
 from lora_ext.dataset.latent_files import LatentFiles
 from lora_ext.dataset.masks import PIXELS_PER_LATENT, latent_mask
 from lora_ext.dataset.pictures import Picture
+from lora_ext.dataset.read_ahead import read_ahead
 from lora_ext.dataset.seeds import Occurrence, derived_seed
 from lora_ext.dataset.views import View
 from lora_ext.protocols import Control, Events, UserError
 
 _FLIPPED, _ANEW = 1, 2
 """Third number of the seed of a draw that is not the one of the picture as it is."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch of pictures, read: what is shown of each, its image (3, h, w) where it has to be encoded, the masks."""
+
+    occurrences: Sequence[Occurrence]
+    views: Sequence[View]
+    images: Sequence[Tensor | None]
+    masks: Tensor | None
 
 
 class Latents:
@@ -51,7 +62,7 @@ class Latents:
         keeps = self._settings.cache_latents or on_disk
         kept = [picture for picture in self._pictures.values() if keeps and not picture.is_random]
         if len(kept) < len(self._pictures):
-            events.message("warning", _not_kept(len(self._pictures) - len(kept), len(self._pictures), keeps))
+            events.message("info", _not_kept(len(self._pictures) - len(kept), len(self._pictures), keeps))
         if kept:
             events.phase("caching latents", 0, len(kept))
             files = LatentFiles(kept, self.encoder, events) if on_disk else None
@@ -63,15 +74,34 @@ class Latents:
                 self._masks[picture.index] = latent_mask(picture.path, picture.mask, picture.plain())
         self.encoder.release()
 
-    def __call__(self, occurrences: Sequence[Occurrence]) -> tuple[Tensor, Tensor | None]:
-        """Latents (batch, 4, h/8, w/8), and masks (batch, 1, h/8, w/8) in 0…1, None where no picture has one."""
-        shown = [(each, self._pictures[each.picture].view(each, self._seed)) for each in occurrences]
-        kept = [self._kept.get((each.picture, view.flipped)) for each, view in shown]
-        anew = self._encoded_anew([pair for pair, latent in zip(shown, kept, strict=True) if latent is None])
-        latents = torch.stack([next(anew) if latent is None else latent for latent in kept])
-        if not any(self._pictures[each.picture].is_masked for each in occurrences):
-            return latents, None
-        return latents, torch.stack([self._mask(each.picture, view) for each, view in shown])
+    def load(self, occurrences: Sequence[Occurrence]) -> Loaded:
+        """Read from files what a batch needs of them."""
+        views = [self._pictures[each.picture].view(each, self._seed) for each in occurrences]
+        shown = list(zip(occurrences, views, strict=True))
+        images = [
+            None if (each.picture, view.flipped) in self._kept else load_image(self._pictures[each.picture].path, view)
+            for each, view in shown
+        ]
+        masked = any(self._pictures[each.picture].is_masked for each in occurrences)
+        masks = torch.stack([self._mask(each.picture, view) for each, view in shown]) if masked else None
+        return Loaded(occurrences, views, images, masks)
+
+    def __call__(self, loaded: Loaded) -> Tensor:
+        """Latents (batch, 4, h/8, w/8) of a batch."""
+        shown = list(zip(loaded.occurrences, loaded.views, loaded.images, strict=True))
+        anew = self._encoded_anew([(each, view, image) for each, view, image in shown if image is not None])
+        return torch.stack(
+            [self._kept[each.picture, view.flipped] if image is None else next(anew) for each, view, image in shown]
+        )
+
+    def batches(self, order: Sequence[Sequence[Occurrence]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Latents (batch, 4, h/8, w/8) of each batch, and masks (batch, 1, h/8, w/8), None where no picture has one.
+
+        Where pictures are read, those of the next batch are read while one is trained.
+        """
+        reads = len(self._kept) < sum(len(picture.sides) for picture in self._pictures.values())
+        for loaded in read_ahead(self.load, order) if reads else map(self.load, order):
+            yield self(loaded), loaded.masks
 
     def _read(self, picture: Picture, files: LatentFiles) -> bool:
         """Take a picture's latents from files; False where one of them is not there."""
@@ -87,7 +117,8 @@ class Latents:
         done = total - len(pictures)
         if done:
             events.phase("caching latents", done, total)
-        for group, images in _loaded_groups(pictures, self._settings.vae_batch_size):
+        groups = _groups(pictures, self._settings.vae_batch_size)
+        for group, images in zip(groups, read_ahead(_load_group, groups), strict=True):
             control.raise_if_stopping()
             for flipped in (False, True):
                 places = [place for place, picture in enumerate(group) if flipped in picture.sides]
@@ -108,17 +139,17 @@ class Latents:
         _check_finite(picture.path, latent)
         self._kept[picture.index, flipped] = latent
 
-    def _encoded_anew(self, shown: Sequence[tuple[Occurrence, View]]) -> Iterator[Tensor]:
-        """Latents (4, h/8, w/8) of each, `vae_batch_size` at a time."""
+    def _encoded_anew(self, shown: Sequence[tuple[Occurrence, View, Tensor]]) -> Iterator[Tensor]:
+        """Latents (4, h/8, w/8) of each image (3, h, w), `vae_batch_size` at a time."""
         for start in range(0, len(shown), self._settings.vae_batch_size):
             group = shown[start : start + self._settings.vae_batch_size]
-            pictures = [self._pictures[occurrence.picture] for occurrence, _ in group]
-            images = torch.stack([load_image(each.path, view) for each, (_, view) in zip(pictures, group, strict=True)])
+            pictures = [self._pictures[occurrence.picture] for occurrence, _, _ in group]
             generators = [
                 self._generator(picture, view.flipped, occurrence if picture.is_random else None)
-                for picture, (occurrence, view) in zip(pictures, group, strict=True)
+                for picture, (occurrence, view, _) in zip(pictures, group, strict=True)
             ]
-            for picture, latent in zip(pictures, self.encoder(images).draw(generators), strict=True):
+            drawn = self.encoder(torch.stack([image for _, _, image in group])).draw(generators)
+            for picture, latent in zip(pictures, drawn, strict=True):
                 _check_finite(picture.path, latent)
                 yield latent
 
@@ -159,18 +190,8 @@ def _groups(pictures: Sequence[Picture], batch_size: int) -> list[list[Picture]]
     return groups
 
 
-def _loaded_groups(pictures: Sequence[Picture], batch_size: int) -> Iterator[tuple[list[Picture], Tensor]]:
-    """Each group with its images (batch, 3, h, w) in −1…1; the next group is read while one is used."""
-    groups = _groups(pictures, batch_size)
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = [reader.submit(_load_group, group) for group in groups[:1]]
-        for position, group in enumerate(groups):
-            images = coming.pop().result()
-            coming += [reader.submit(_load_group, following) for following in groups[position + 1 : position + 2]]
-            yield group, images
-
-
 def _load_group(group: Sequence[Picture]) -> Tensor:
+    """Images (batch, 3, h, w) in −1…1 of pictures of one size."""
     return torch.stack([load_image(each.path, each.plain()) for each in group])
 
 

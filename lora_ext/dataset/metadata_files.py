@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_ext.dataset.dataset_paths import is_there
 from lora_ext.dataset.folder_scan import FolderReader
 from lora_ext.dataset.folders import ImageEntry, Subset, some_of
 from lora_ext.dataset.image_formats import IMAGE_EXTENSIONS
@@ -124,7 +125,7 @@ def _picture(folder: Path, key: str) -> Path | None:
     """The file of a picture that may be named without its extension."""
     path = folder / key
     candidates = [path, *(path.with_name(path.name + extension) for extension in IMAGE_EXTENSIONS)]
-    return next((each for each in candidates if each.is_file()), None)
+    return next((each for each in candidates if is_there(each) and each.is_file()), None)
 
 
 def _notes(file: Path, metadata: Mapping[str, Mapping[str, Any]]) -> list[str]:

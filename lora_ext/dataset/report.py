@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import Bucket, Size, choose_bucket
+from lora_ext.dataset.buckets import Bucket, Size
 from lora_ext.dataset.captions import split_tags
 from lora_ext.dataset.folders import DatasetScan, Member, Subset
 from lora_ext.dataset.options import Sizing
@@ -86,7 +86,7 @@ def make_report(
 ) -> DatasetReport:
     """The report of a scanned dataset; `token_counter` counts a caption's tokens without begin and end marks."""
     members = [member for member in scan.members if member.repeats]
-    buckets = [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing) for each in members]
+    buckets = [member.bucket for member in members]
     errors = [
         abs(b.size[0] / b.size[1] - m.entry.width / m.entry.height) for b, m in zip(buckets, members, strict=True)
     ]
@@ -106,7 +106,7 @@ def make_report(
         ],
         problems=list(scan.problems),
         warnings=dataset_warnings(Inspected(scan, config, members, buckets, token_counter)),
-        tag_frequency=_tag_frequency(scan),
+        tag_frequency=tag_frequency(scan),
         to_draw=sum(member.entry.order is not None for member in members),
         reg_repeats=sum(member.repeats for member in members if member.subset.is_reg),
     )
@@ -131,7 +131,7 @@ def _named_subsets(scan: DatasetScan) -> list[tuple[str, Subset]]:
     return named
 
 
-def _tag_frequency(scan: DatasetScan) -> dict[str, dict[str, int]]:
+def tag_frequency(scan: DatasetScan) -> dict[str, dict[str, int]]:
     """As sd-scripts' ss_tag_frequency counts: subset → lower-case tag → pictures."""
     return {
         name: dict(Counter(tag.lower() for entry in subset.images for tag in split_tags(entry.caption)))

@@ -11,7 +11,7 @@ from typing import Any
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import ClassPictures, add_class_pictures, scan_class_folder
 from lora_ext.dataset.concepts import Concept, read_concepts, scan_concept
-from lora_ext.dataset.dataset_paths import check_path_in_file, path_in_file
+from lora_ext.dataset.dataset_paths import check_path_in_file, given_path, is_there, path_in_file
 from lora_ext.dataset.dataset_toml import SubsetEntry, read_dataset_tables
 from lora_ext.dataset.folder_scan import FolderReader, Inspect, existing_folder, scan_folder
 from lora_ext.dataset.folders import DatasetScan, Terms
@@ -89,9 +89,10 @@ def dataset_file(text: str) -> Path | None:
     line = text.strip().strip('"')
     if "\n" in line or line.startswith(("[", "{")):
         return None
-    path = Path(line).expanduser()
-    if not path.is_file() or path.suffix.lower() not in _FILE_SUFFIXES:
-        wrong = "there is no such file" if not path.is_file() else "this is no dataset file"
+    path = given_path(line)
+    is_file = is_there(path) and path.is_file()
+    if not is_file or path.suffix.lower() not in _FILE_SUFFIXES:
+        wrong = "this is no dataset file" if is_file else "there is no such file"
         raise UserError(
             f"dataset_config = {line}: {wrong}; give a dataset .toml, a metadata .json or .jsonl, or a list of "
             "concepts .json, or the text of such a file"
@@ -110,9 +111,9 @@ def _folder_sources(config: TrainConfig) -> list[Source]:
     def read_reg(scan: DatasetScan, inspect: Inspect) -> None:
         _scan_regularisation(config, scan, inspect)
 
-    sources = [Source((Path(settings.train_data_dir),), read_trained)]
-    if settings.reg_data_dir.strip() or settings.num_class_images:
-        sources.append(Source((Path(settings.reg_data_dir),), read_reg))
+    sources = [Source((given_path(settings.train_data_dir),), read_trained)]
+    if settings.reg_data_dir.strip():
+        sources.append(Source((given_path(settings.reg_data_dir),), read_reg))
     return sources
 
 
@@ -120,11 +121,6 @@ def _scan_regularisation(config: TrainConfig, scan: DatasetScan, inspect: Inspec
     """Add the regularisation pictures of the settings, those that are still to be drawn too."""
     settings = config.dataset
     wanted, prompt = settings.num_class_images, settings.class_prompt.strip()
-    if wanted and not (settings.reg_data_dir.strip() and prompt):
-        raise UserError(
-            f"num_class_images = {wanted} needs class_prompt (what is drawn) and reg_data_dir (where it is kept): give "
-            "both, or set num_class_images = 0"
-        )
     options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="", num_repeats=1)
     terms = Terms(options, run_sizing(config), is_reg=True)
     folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect)

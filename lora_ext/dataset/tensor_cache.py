@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -88,8 +89,9 @@ def hidden_part(path: Path) -> str | None:
 def delete_leftovers(beside: Path) -> None:
     """Delete what runs that were killed while writing have left in a cache an hour ago or more."""
     for leftover in (beside / FOLDER_NAME).glob(f"*{_WRITING}"):
-        if time.time() - leftover.stat().st_mtime > _LEFTOVER_AFTER:
-            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or not ours to delete
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_AFTER:
+                leftover.unlink()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import Bucket, bucket_limits, training_size
 from lora_ext.dataset.captions import longest_captions, split_tags
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Member, some_of
+from lora_ext.dataset.views import face_of
 
 _UNDERSCORE_IN_WORD = re.compile(r"[A-Za-z0-9]_[A-Za-z0-9]")
 _ESCAPED_BRACKET = re.compile(r"\\[()\[\]]")
@@ -37,7 +38,7 @@ class Inspected:
 
 def dataset_warnings(inspected: Inspected) -> list[str]:
     """All warnings, those of the folders first."""
-    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation)
+    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation, _masks_and_faces)
     return [*inspected.scan.warnings, *(text for check in checks for text in check(inspected))]
 
 
@@ -117,7 +118,8 @@ def _pictures(inspected: Inspected) -> Iterator[str]:
             f"the same picture more than once ({some_of(doubles)}): it counts so many times more than the others; "
             "delete the copies, and raise the repeats if that is what you want"
         )
-    transparent = [entry for entry in inspected.entries if entry.transparent]
+    unmasked = [member.entry for member in inspected.members if not member.subset.options.alpha_mask]
+    transparent = [entry for entry in unmasked if entry.transparent]
     if transparent:
         yield (
             f"{_of(transparent, total)} with transparency: trained on white; put them on a background of your own "
@@ -173,13 +175,14 @@ def _sizes_of_dataset(pairs: Sequence[tuple[Member, Bucket]]) -> Iterator[str]:
 
 
 def _balance(inspected: Inspected) -> Iterator[str]:
-    batch = inspected.config.learning.train_batch_size
-    total = len(inspected.entries)
-    if batch > 1 and batch * 3 >= total:
-        yield (
-            f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
-            f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
-        )
+    for number in sorted({member.subset.terms.dataset for member in inspected.members}):
+        pictures = [member for member in inspected.members if member.subset.terms.dataset == number]
+        batch, total = pictures[0].subset.sizing.batch_size, len(pictures)
+        if batch > 1 and batch * 3 >= total:
+            yield (
+                f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
+                f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
+            )
     trained = [subset for subset in inspected.scan.subsets if not subset.is_reg and subset.images]
     shares = {subset.name: subset.repeats * len(subset.images) for subset in trained}
     if len(shares) > 1:
@@ -213,3 +216,17 @@ def _regularisation(inspected: Inspected) -> Iterator[str]:
                 f"{pictures - used} of {pictures} regularisation pictures are not used: an epoch has {trained} "
                 "pictures to train on, and they come up no more often"
             )
+
+
+def _masks_and_faces(inspected: Inspected) -> Iterator[str]:
+    """Options that look for something in a picture or in its name, and find it nowhere or not everywhere."""
+    by_opacity = [member.entry for member in inspected.members if member.subset.options.alpha_mask]
+    if by_opacity and not any(entry.transparent for entry in by_opacity):
+        yield "alpha_mask is on, and no picture has transparency: everything is learned; switch it off, or cut them out"
+    cropped = [member.entry for member in inspected.members if member.subset.options.face_crop_aug_range is not None]
+    faceless = [entry for entry in cropped if face_of(entry.path.stem) is None]
+    if faceless:
+        yield (
+            f"{_of(faceless, len(cropped))} without a face in their names, for face_crop_aug_range: cut out as without "
+            "it; name them like picture_120_90_40_60.png, where the face's centre and its width and height are"
+        )

@@ -57,6 +57,8 @@ class TqdmEvents(Events):
         if self._bar is not None:
             average = math.nan if self._average is None else self._average
             self._bar.set_postfix_str(f"epoch {report.epoch}/{report.total_epochs}, loss {average:.4f}", refresh=False)
+            if self._bar.n == 0:
+                self._bar.initial = self._bar.n = report.step - 1  # those that an earlier part of the run has taken
             self._bar.update(1)
         if report.step >= report.total_steps:
             self.close()

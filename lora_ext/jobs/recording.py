@@ -68,7 +68,10 @@ class RecordingEvents(Events):
             self._written = time.monotonic()
 
     def epoch(self, report: EpochReport) -> None:
-        """Enter the epoch."""
+        """Append the epoch, with the norms where they are held; enter it."""
+        row = {"epoch": str(report.epoch), "step": str(report.step), "loss": f"{report.loss:.8g}"}
+        norms = {name: f"{norm:.6g}" for name, norm in report.norms.items()}
+        self._try(lambda: self.run.epochs.append({**row, **norms}))
         self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
 
     def validated(self, report: ValidationReport) -> None:

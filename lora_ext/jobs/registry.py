@@ -1,8 +1,9 @@
 """The runs on disk: one folder a run, readable by any process, honest about runs whose process is gone.
 
 A folder `<id>` holds `run.json` (the record, replaced atomically), `config.toml`, `dataset.json` (the report of the
-pictures), `steps.csv`, `validation.csv`, `samples` with pictures, and `lock`, which the process of the run holds for as
-long as it lives. `paused.safetensors` is there from a run's first pause to its end. States lie beside the networks.
+pictures), `steps.csv`, `epochs.csv`, `validation.csv`, `samples` with pictures, and `lock`, which the process of the
+run holds for as long as it lives. `paused.safetensors` is there from a run's first pause to its end. States lie
+beside the networks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.jobs.csv_log import CsvLog
 from lora_ext.jobs.locking import ProcessLock, is_locked
 from lora_ext.jobs.records import RunRecord, json_value, record_from_json
 from lora_ext.jobs.samples_file import SamplesFolder, SavedSample, read_samples
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _RECORD, _CONFIG, _STEPS, _LOCK = "run.json", "config.toml", "steps.csv", "lock"
-_DATASET, _VALIDATION = "dataset.json", "validation.csv"
+_DATASET, _EPOCHS, _VALIDATION = "dataset.json", "epochs.csv", "validation.csv"
 _PAUSED = "paused.safetensors"
 _SAMPLES = "samples"
 _ID = re.compile(r"\d{8}-\d{6}(-[A-Za-z0-9_-]*)?")
@@ -45,6 +47,7 @@ class OpenRun:
         self.record = record
         self.steps = StepsFile(folder / _STEPS)
         self.validations = ValidationFile(folder / _VALIDATION)
+        self.epochs = CsvLog(folder / _EPOCHS)
         self.samples = SamplesFolder(folder / _SAMPLES)
         self._lock = lock
 
@@ -71,6 +74,7 @@ class OpenRun:
         try:
             self.steps.close()
             self.validations.close()
+            self.epochs.close()
         finally:
             self._lock.release()
 

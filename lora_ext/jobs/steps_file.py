@@ -63,6 +63,7 @@ class StepsFile:
             "loss_smoothed": f"{self._mean.add(report.loss):.8g}",
             **bands,
             **{f"lr_{part}": f"{rate:.8g}" for part, rate in report.learning_rates.items()},
+            "gradient_norm": "" if report.gradient_norm is None else f"{report.gradient_norm:.6g}",
             "memory_gb": "" if memory is None else f"{memory:.3f}",
             "seconds": f"{report.seconds:.4f}",
         })  # fmt: skip

@@ -63,12 +63,14 @@ class TensorBoardEvents(Events):
             **{f"lr/{part}": rate for part, rate in report.learning_rates.items()},
             "time/seconds_per_step": report.seconds,
         }
-        memory = memory_in_use()
-        self._write({**numbers, "memory/gb": memory} if memory is not None else numbers, report.step)
+        others = {"memory/gb": memory_in_use(), "norm/gradient": report.gradient_norm}
+        known = {name: number for name, number in others.items() if number is not None}
+        self._write({**numbers, **known}, report.step)
 
     def epoch(self, report: EpochReport) -> None:
-        """Write the mean loss of an epoch."""
-        self._write({"loss/epoch_average": report.loss}, report.step)
+        """Write the mean loss of an epoch, and the norms."""
+        norms = {f"max_norm/{name}": norm for name, norm in report.norms.items()}
+        self._write({"loss/epoch_average": report.loss, **norms}, report.step)
 
     def validated(self, report: ValidationReport) -> None:
         """Write the loss of the held-out pictures, and that of each timestep."""

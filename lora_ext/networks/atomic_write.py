@@ -51,8 +51,10 @@ def _temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
                 _lock(file)
             yield temporary, file
         finally:
-            file.close()
-            temporary.unlink(missing_ok=True)
+            try:
+                file.close()  # on a full disk this fails too: it writes what is still in the buffer
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _delete_leftovers(folder: Path) -> None:

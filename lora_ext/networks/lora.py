@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from lora_ext.networks.dropout import NO_DROPOUT, Dropout, rank_mask
+from lora_ext.networks.fused_linear import can_fuse, is_plain_linear, lora_linear
 from lora_ext.networks.targets import Target
 
 
@@ -43,6 +45,7 @@ class LoraAdapter(nn.Module):
         self._module_forward: Callable[[Tensor], Tensor] | None = None
         self._overridden: Callable[[Tensor], Tensor] | None = None
         self._installed: Callable[[Tensor], Tensor] | None = None
+        self._is_plain = False
 
     @property
     def attached(self) -> bool:
@@ -58,6 +61,7 @@ class LoraAdapter(nn.Module):
         if self._module_forward is not None:
             raise RuntimeError(f"{self.target.key}: the adapter is attached already")
         module = self.target.module
+        self._is_plain = is_plain_linear(module) and not module.weight.requires_grad
         self._overridden = module.__dict__.get("forward")
         self._module_forward = module.forward
         self._installed = self.forward
@@ -80,16 +84,16 @@ class LoraAdapter(nn.Module):
         """The module's output for x (batch, …, in) or (batch, in, h, w), and the adapter's added to it."""
         if self._module_forward is None:
             raise RuntimeError(f"{self.target.key}: the adapter is not attached")
+        drops = self.training and self.dropout.active
+        if self._is_plain and not drops:
+            module = cast(nn.Linear, self.target.module)
+            down, up = self.lora_down.weight, self.lora_up.weight
+            if can_fuse(x, module.weight, down, up):
+                return lora_linear(x, module.weight, module.bias, down, up, self.scale)
         output: Tensor = self._module_forward(x)
-        if self.training and self.dropout.active:
+        if drops:
             return self._with_dropout(output, x)
         return self._added(output, self._hidden(x), self.scale)
-
-    def low_rank(self, x: Tensor) -> Tensor:
-        """up(down(x))·scale, without dropout."""
-        hidden = self._hidden(x) * self.scale
-        up = self.lora_up.weight.to(hidden.dtype)
-        return F.conv2d(hidden, up) if isinstance(self.lora_up, nn.Conv2d) else F.linear(hidden, up)
 
     def _hidden(self, x: Tensor) -> Tensor:
         """down(x): (batch, …, rank) or (batch, rank, h, w)."""

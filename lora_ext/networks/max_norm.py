@@ -20,6 +20,10 @@ class NormReport:
     average: float
     maximum: float
 
+    def as_dict(self) -> dict[str, float]:
+        """The report by names."""
+        return {"keys_scaled": self.keys_scaled, "average_norm": self.average, "maximum_norm": self.maximum}
+
     def sentence(self) -> str:
         """The report for a person."""
         return f"{self.keys_scaled} keys scaled, average norm {self.average:.4g}, longest {self.maximum:.4g}"
@@ -62,5 +66,5 @@ def delta_norm(adapter: LoraAdapter) -> Tensor:
     down = adapter.lora_down.weight.float().flatten(1)  # (rank, in·kh·kw)
     up = adapter.lora_up.weight.float().flatten(1)  # (out, rank)
     with exact_matmul():
-        squared = ((up.t() @ up).double() * (down @ down.t()).double()).sum()
-    return (squared.clamp(min=0).sqrt() * abs(adapter.scale)).float()
+        squared = ((up.t() @ up) * (down @ down.t())).sum()
+    return squared.clamp(min=0).sqrt() * abs(adapter.scale)

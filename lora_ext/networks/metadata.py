@@ -43,8 +43,9 @@ class RunFacts:
     Times are Unix seconds. `optimizer` is module.Class(name=value,…), `output_name` the stem of the file that is
     written. Pictures are counted with their repeats. `tag_frequency` is {folder: {tag: count}}, `dataset_dirs`
     {folder: {"n_repeats": n, "img_count": n}}, `bucket_info` {"buckets": {number: {"resolution": (w, h), "count": n}},
-    "mean_img_ar_error": x} or None. `validation` are the `lw_` keys of the held-out pictures' loss, with their values;
-    `base_networks` the files that were merged into the checkpoint first: (name, multiplier, hash).
+    "mean_img_ar_error": x} or None, `datasets` what a dataset file describes, for `ss_datasets`. `validation` are the
+    `lw_` keys of the held-out pictures' loss, with their values; `base_networks` the files that were merged into the
+    checkpoint first: (name, multiplier, hash).
     """
 
     output_name: str
@@ -64,6 +65,7 @@ class RunFacts:
     reg_dataset_dirs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_info: Mapping[str, Any] | None = None
+    datasets: Sequence[Mapping[str, Any]] = ()
     num_validation_images: int = 0
     validation: Mapping[str, str] = field(default_factory=dict)
     base_networks: Sequence[tuple[str, float, str]] = ()
@@ -249,7 +251,7 @@ def _dataset_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "dataset_dirs": json.dumps(facts.dataset_dirs),
         "reg_dataset_dirs": json.dumps(facts.reg_dataset_dirs),
         "tag_frequency": json.dumps(facts.tag_frequency),
-    }
+    } | ({"datasets": json.dumps(facts.datasets)} if facts.datasets else {})
 
 
 def _checkpoint_values(facts: RunFacts) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from lora_ext.protocols import UserError
 
+_INSTALLED_AS = {"prodigyplus": "prodigy-plus-schedule-free"}
+
 
 def class_at(path: str, setting: str, base: type) -> type:
     """The class that `package.module.Class` names; UserError where there is none, or none that is a `base`."""
@@ -21,7 +23,7 @@ def class_at(path: str, setting: str, base: type) -> type:
         package = module_path.partition(".")[0]
         raise UserError(
             f"{setting} = {path!r}: {package} cannot be imported here ({type(error).__name__}: {error}); "
-            "install it into this program's environment, or choose another"
+            f"install {_INSTALLED_AS.get(package, package)} into this program's environment, or choose another"
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{setting} = {path!r}: that is no {base.__name__}; name a class that is one")

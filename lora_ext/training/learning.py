@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_ext.config.learning_rules import is_schedule_free
+from lora_ext.config.groups import LearningSettings
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.max_norm import MaxNorm, NormReport
 from lora_ext.networks.network import Network
@@ -22,7 +23,16 @@ from lora_ext.training.state_trees import OptimizerState
 def check_learning(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError where optimizer, schedule or their arguments are not to be had, or fail on the device."""
     check_optimizer(config.learning, device)
-    learning_rate_curve(config, total_steps=1)
+    learning_rate_curve(config, total_steps=_steps_to_try(config.learning))
+
+
+def _steps_to_try(settings: LearningSettings) -> int:
+    """Steps in which a schedule finds room for its warmup and for a step a cycle; a class is tried with one."""
+    if "." in settings.lr_scheduler:
+        return 1
+    warmup = int(settings.lr_warmup_steps) if settings.lr_warmup_steps >= 1 else 0
+    room = 1 - settings.lr_warmup_steps if settings.lr_warmup_steps < 1 else 1.0
+    return warmup + math.ceil(settings.lr_scheduler_num_cycles / max(room, 0.01)) + 1
 
 
 class Learning:
@@ -41,7 +51,7 @@ class Learning:
         limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
         self._max_norm = None if limit is None else MaxNorm(network.adapters.values(), limit)
         self._average = None if decay is None else WeightAverage(self._parameters, decay)
-        self._has_other_weights = self._average is not None or is_schedule_free(config.learning)
+        self._has_other_weights = self._average is not None or _averages_itself(self.optimizer)
         self._others_are_in = False
         self.optimizer.register_step_post_hook(self._after_update)
 
@@ -90,8 +100,8 @@ class Learning:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, for the same network."""
-        self._optimizer_state.load_state_dict(state["optimizer"])
         self._rates.load_state_dict(state["schedule"])
+        self._optimizer_state.load_state_dict(state["optimizer"])
         if self._average is not None:
             known = state.get("average", {"updates": 0, "weights": self._parameters})  # it was off, perhaps
             self._average.updates = known["updates"]
@@ -116,3 +126,8 @@ class Learning:
             self.optimizer.train()  # type: ignore[attr-defined]
         for parameter, tensor in zip(self._parameters, kept, strict=True):
             parameter.copy_(tensor)
+
+
+def _averages_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has weights of its own for use, as the schedule-free ones."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))

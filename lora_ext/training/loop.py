@@ -86,9 +86,10 @@ class TrainingLoop:
     def _end_epoch(self) -> None:
         """Report an epoch that is complete; its file and its samples where they are wanted."""
         run, plan = self.run, self.run.plan
-        self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean_finite(run.epoch_losses)))
-        run.epoch_ended = len(run.epoch_losses) == plan.updates_per_epoch
         norms = run.learning.norm_report()
+        mean, told = mean_finite(run.epoch_losses), norms.as_dict() if norms is not None else {}
+        self.events.epoch(EpochReport(run.epoch, plan.total_epochs, run.steps, mean, told))
+        run.epoch_ended = len(run.epoch_losses) == plan.updates_per_epoch
         if norms is not None:
             self.events.message("info", f"Epoch {run.epoch}: {norms.sentence()}.")
         run.validation.after_epoch(run.epoch, run.steps, is_last=run.steps == plan.total_steps)
@@ -103,6 +104,7 @@ class TrainingLoop:
         if self.pause_place is None or self.control.stopping or not self.control.take_pause_request():
             return
         run = self.run
+        run.states.save_step(run.steps)  # a pause may be long
         run.dataset.release_checkpoint()
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint
@@ -123,5 +125,8 @@ class TrainingLoop:
         seconds = time.perf_counter() - began
         rates, bands = run.learning.rates(), run.step.bands
         self.events.step(
-            StepReport(run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, bands)
-        )
+            StepReport(
+                run.steps, plan.total_steps, run.epoch, plan.total_epochs, loss, rates, seconds, bands,
+                run.step.gradient_norm,
+            )
+        )  # fmt: skip

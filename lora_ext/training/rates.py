@@ -68,46 +68,58 @@ def block_factors(config: TrainConfig) -> list[float] | None:
 def rate_groups(config: TrainConfig) -> list[RateGroup]:
     """The groups that a run's optimizer has, the U-Net's first; blocks with the same factor share one."""
     factors = block_factors(config)
-    if factors is not None:
-        blocks = adapted_blocks(len(factors), adapts_convolutions(config.network))
-        factors = sorted({factors[block] for block in blocks} - {0.0}, reverse=True)
-    groups = []
-    for part, rate in learning_rates(config).items():
-        ratio = _up_ratio(config, part)
-        for factor in (factors if part == "unet" else None) or [1.0]:
-            groups.append(RateGroup(part, factor, False, rate * factor))
-            if ratio is not None:
-                groups.append(RateGroup(part, factor, True, rate * factor * ratio))
-    return groups
+    blocks = adapted_blocks(len(factors), adapts_convolutions(config.network)) if factors is not None else ()
+    of_unet = {factors[block] for block in blocks} if factors is not None else {1.0}
+    groups = (
+        group
+        for part in learning_rates(config)
+        for factor in (of_unet if part == "unet" else {1.0})
+        for group in _groups_of(config, part, factor)
+    )
+    return sorted(groups, key=_order)
 
 
 def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, Any]]:
-    """The optimizer's groups over the adapters' parameters: `params`, `lr`, `initial_lr`, `part`, `label`."""
-    members: dict[tuple[str, float, bool], list[Tensor]] = {}
+    """The optimizer's groups over the adapters' parameters: `params`, `lr`, `initial_lr`, `part`, `label`.
+
+    Adapters of blocks with a factor of 0, which a file may have brought, are in none: they stay as they are.
+    """
+    members: dict[RateGroup, list[Tensor]] = {}
     factors = block_factors(config)
     for adapter in adapters.values():
         part = adapter.target.group
         factor = number_of_block(factors if part == "unet" else None, adapter.target.block, 1.0)
-        apart = _up_ratio(config, part) is not None
-        members.setdefault((part, factor, False), []).append(adapter.lora_down.weight)
-        members.setdefault((part, factor, apart), []).append(adapter.lora_up.weight)
-    return [
-        _group(each, members[each.part, each.factor, each.is_up])
-        for each in rate_groups(config)
-        if (each.part, each.factor, each.is_up) in members
-    ]
+        groups = _groups_of(config, part, factor)
+        if groups:
+            members.setdefault(groups[0], []).append(adapter.lora_down.weight)
+            members.setdefault(groups[-1], []).append(adapter.lora_up.weight)
+    if not members:
+        raise UserError("nothing is left to train: block_lr is 0 for every block of this network; leave one of them in")
+    return [_group(group, members[group]) for group in sorted(members, key=_order)]
+
+
+def _groups_of(config: TrainConfig, part: str, factor: float) -> list[RateGroup]:
+    """The groups of a part's blocks with a factor: one, or with LoRA+ one for each of down and up; none for 0.
+
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) is a factor on the rate of the up weights.
+    """
+    learning = config.learning
+    own = learning.loraplus_unet_lr_ratio if part == "unet" else learning.loraplus_text_encoder_lr_ratio
+    ratio, rate = own or learning.loraplus_lr_ratio, learning_rates(config)[part] * factor
+    if not rate:
+        return []
+    groups = [RateGroup(part, factor, False, rate)]
+    return groups if ratio is None else [*groups, RateGroup(part, factor, True, rate * ratio)]
+
+
+def _order(group: RateGroup) -> tuple[int, float, bool]:
+    """The U-Net before the text encoder, large factors before small ones, down before up."""
+    return _PARTS.index(group.part), -group.factor, group.is_up
 
 
 def _group(group: RateGroup, parameters: Sequence[Tensor]) -> dict[str, Any]:
     known = {"lr": group.rate, "initial_lr": group.rate, "part": group.part, "label": group.label}
     return {"params": list(parameters), **known}
-
-
-def _up_ratio(config: TrainConfig, part: str) -> float | None:
-    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): factor on the rate of a part's up weights."""
-    learning = config.learning
-    own = learning.loraplus_unet_lr_ratio if part == "unet" else learning.loraplus_text_encoder_lr_ratio
-    return own or learning.loraplus_lr_ratio
 
 
 class RateRun:
@@ -152,14 +164,17 @@ class RateRun:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What a class of a scheduler knows; named schedules know nothing but the step."""
-        return {} if self.scheduler is None else {"steps": self._scheduler_steps, "own": self.scheduler.state_dict()}
+        """How far a scheduler's class has come; named schedules know nothing but the step."""
+        return {} if self.scheduler is None else {"steps": self._scheduler_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Go on from what `state_dict` gave, before the optimizer takes its own state over.
+
+        A scheduler goes through its steps again: what it knows may be functions, which no state can keep, and comes
+        from the steps alone.
+        """
         if self.scheduler is not None:
-            self._scheduler_steps = int(state["steps"])
-            self.scheduler.load_state_dict(state["own"])
+            self._advance(int(state["steps"]))
 
     def _stands_still(self, group: Mapping[str, Any]) -> bool:
         return group["part"] == "text_encoder" and self._step >= self._stop

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.picture_encoder import vae_file
+from lora_ext.dataset.dataset_facts import dataset_facts
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.networks.metadata import RunFacts, checkpoint_facts, network_metadata
 from lora_ext.training.checks import PreparedRun
@@ -69,6 +70,7 @@ class MetadataOfRun:
             tag_frequency=report.tag_frequency,
             num_validation_images=len(self._prepared.held_out.images) if self._prepared.held_out else 0,
             validation=self.validation(step),
+            datasets=dataset_facts(self._prepared.scan) if self._prepared.config.dataset.dataset_config.strip() else (),
             bucket_info=_bucket_info(report) if self._prepared.config.dataset.enable_bucket else None,
         )
         return network_metadata(self._prepared.config, facts)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.networks.blocks import numbers_by_block
 from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, find_targets
@@ -16,7 +17,6 @@ from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkp
 from lora_ext.training.first_weights import BaseNetwork, like_file, merged, possible_targets
 from lora_ext.training.freezing import frozen
 from lora_ext.training.precision import computing_in, training_dtype
-from lora_ext.training.rates import block_factors
 
 
 class Session:
@@ -54,10 +54,11 @@ class Session:
     def targets(self) -> list[Target]:
         """The modules to adapt, of the parts that are trained."""
         settings = self.config.network
+        factors = numbers_by_block("block_lr", self.config.learning.block_lr, self.checkpoint.architecture)
         if self._like is not None:
             possible = [each for each in possible_targets(self.checkpoint, settings) if each.group in self._parts]
             return like_file(possible, self._like)
-        found = find_targets(self.checkpoint, settings, block_factors(self.config))
+        found = find_targets(self.checkpoint, settings, factors)
         return [each for each in found if each.group in self._parts]
 
     def attach(self, network: Network) -> None:

@@ -63,7 +63,7 @@ def write_state(folder: Path, state: SavedState, config: TrainConfig, metadata: 
     The network in it is a file like any other. What a killed process has left half done under the same output_name is
     deleted. Raises UserError where the folder cannot be written; nothing is left over then.
     """
-    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    temporary = _aside(folder)
     try:
         _delete_leftovers(folder.parent, config.saving.output_name)
         temporary.mkdir(parents=True)
@@ -72,11 +72,21 @@ def write_state(folder: Path, state: SavedState, config: TrainConfig, metadata: 
             _put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
+    except (OSError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"the state {folder} cannot be written ({error.strerror or error}): free some space, or choose another "
+            f"the state {folder} cannot be written ({cause.strerror or cause}): free some space, or choose another "
             "output folder"
         ) from error
+
+
+def delete_state(folder: Path) -> None:
+    """Delete a state's folder: nobody finds it half there. OSError where that fails."""
+    old = _aside(folder)
+    os.replace(folder, old)
+    shutil.rmtree(old)
 
 
 def read_state(folder: Path) -> SavedState:
@@ -145,7 +155,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(temporary, folder)
         return
-    old = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    old = _aside(folder)
     os.replace(folder, old)
     try:
         os.replace(temporary, folder)
@@ -153,6 +163,11 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """A name beside a folder's for what is no state, or none any more."""
+    return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_SUFFIX}")
 
 
 def _delete_leftovers(parent: Path, output_name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import Events, UserError
 from lora_ext.training.plan import epoch_to_delete, saves_step, state_name, step_to_delete
 from lora_ext.training.saving import told_or_raised
-from lora_ext.training.state_folders import SavedState, write_state
+from lora_ext.training.state_folders import SavedState, delete_state, write_state
 
 
 class StateSaver:
@@ -87,7 +86,7 @@ class StateSaver:
         if path not in self.states:
             return
         try:
-            shutil.rmtree(path)
+            delete_state(path)
             self.states.remove(path)
         except OSError as error:
             self.events.message("warning", f"{path} could not be deleted: {error.strerror or error}")

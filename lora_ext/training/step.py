@@ -61,6 +61,7 @@ class TrainingStep:
         self.scaler = LossScaler() if config.memory.mixed_precision == "fp16" else None
         self._retreat = retreat
         self._bad_in_a_row = 0
+        self.gradient_norm: float | None = None
         self._prior = prior
         self._noise = noise or SeededNoise(config.learning.seed, len(self.diffusion.schedule), config.loss)
         self._noted: list[tuple[Tensor, Tensor]] = []
@@ -85,6 +86,7 @@ class TrainingStep:
         """
         with random_states_kept():
             loss, norm = self._gradients(batches, step)
+        self.gradient_norm = norm
         self._apply(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         return loss

@@ -103,12 +103,12 @@ class Trainer:
         prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
-        prepared = self._with_class_pictures(prepared)
-        facts = facts_of(prepared.scan, checkpoint, base)
         state = find_state(config, self.output_dir)
-        changes = check_same_run(state, prepared, facts) if state else []
         first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
+        prepared = self._with_class_pictures(prepared)
+        facts = facts_of(prepared.scan, checkpoint, base)
+        changes = check_same_run(state, prepared, facts) if state else []
         source = state.network if state else first.tensors if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
@@ -204,7 +204,11 @@ class Trainer:
         )  # fmt: skip
 
     def _result(self, run: Run, started: float) -> TrainingResult:
-        stopped = self.control.stopping and run.steps < run.plan.total_steps
+        ended_early = run.steps < run.plan.total_steps
+        stopped = self.control.stopping and ended_early
+        note = run.validation.note if ended_early and not stopped else ""
+        if note:
+            self.events.message("info", f"The run has {note}.")
         return TrainingResult(
             files=run.saver.files,
             steps=run.steps,
@@ -215,6 +219,6 @@ class Trainer:
             losses=run.losses,
             bad_steps=run.step.bad_steps,
             best_epoch=run.validation.best.epoch if run.validation.best else None,
-            note="" if stopped else run.validation.note,
+            note=note,
             seconds=time.perf_counter() - started,
         )

@@ -83,7 +83,10 @@ def names_pictures(settings: Mapping[str, Any]) -> bool:
 
 
 def config_of_run(runner: JobRunner, run_id: str) -> TrainConfig | None:
-    """The settings of a run, or without an id of the present or latest one; None where there is none to be read."""
+    """The settings of a run, or without an id of the present or latest one; None where there is none to be read.
+
+    Those of a finished run do not go on from where it began: another start is a new training.
+    """
     try:
         if not run_id:
             current = runner.status().record
@@ -91,6 +94,8 @@ def config_of_run(runner: JobRunner, run_id: str) -> TrainConfig | None:
             if not latest:
                 return None
             run_id = latest[0].id
-        return read_config(runner.registry.config_path(run_id))
+        config = read_config(runner.registry.config_path(run_id))
+        finished = runner.registry.record(run_id).state == "finished"
+        return make_config({"resume": "", "resume_anyway": False}, config) if finished else config
     except UserError:  # a run of another version, or one that was deleted: the fields stay as they are
         return None

@@ -10,11 +10,14 @@ from pathlib import Path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import CheckpointInfo
 from lora_ext.training.plan import TrainingPlan
+from lora_ext.training.rates import learning_rate_curve
+from lora_ext.web.chart import rate_chart
 from lora_ext.web.checkpoint_line import checkpoint_line
 from lora_ext.web.pictures import THUMBNAIL, picture_url
 from lora_ext.web.planning import Look, bucket_sizes, count_tokens
 
 _MOST_THUMBNAILS = 400
+_RATES_DRAWN = 400
 
 
 def status_bar(info: CheckpointInfo) -> str:
@@ -63,10 +66,10 @@ def dataset_report(look: Look) -> str:
 
 
 def _thumbnails(look: Look) -> str:
-    entries = look.scan.images
+    sized = zip(look.scan.images, bucket_sizes(look.scan), strict=True)
+    there = [(entry, size) for entry, size in sized if entry.order is None]
     cells = []
-    shown = zip(entries[:_MOST_THUMBNAILS], bucket_sizes(look.scan), strict=False)
-    for entry, (width, height) in shown:
+    for entry, (width, height) in there[:_MOST_THUMBNAILS]:
         caption = escape(entry.caption)
         source = "" if entry.caption_file else ' <i class="lw-mark">no caption file</i>'
         name, address = escape(entry.path.name), escape(picture_url(entry.path, THUMBNAIL))
@@ -75,13 +78,13 @@ def _thumbnails(look: Look) -> str:
             f'title="{name}: {entry.width}×{entry.height}"><figcaption><b>{width}×{height}</b> '
             f"{caption}{source}</figcaption></figure>"
         )
-    rest = len(entries) - len(cells)
+    rest = len(there) - len(cells)
     more = hint(f"and {rest} more") if rest > 0 else ""
     return f'<div class="lw-thumbnails" tabindex="0">{"".join(cells)}</div>{more}'
 
 
 def plan_card(config: TrainConfig, look: Look, plan: TrainingPlan) -> str:
-    """Steps, files and warnings of a run."""
+    """Steps, files, learning rates and warnings of a run; raises UserError where its rates cannot be had."""
     batch = config.learning.train_batch_size
     accumulation = config.learning.gradient_accumulation_steps
     grouped = f"batch {batch}" + (f" × {accumulation} accumulated" if accumulation > 1 else "")
@@ -91,6 +94,7 @@ def plan_card(config: TrainConfig, look: Look, plan: TrainingPlan) -> str:
         f"<span>{plan.repeats_total} pictures an epoch ÷ {grouped} = {_count(plan.updates_per_epoch, 'step')}</span> "
         f"<span>{_length(plan)}</span></p>"
         f"<p>{_files_line(plan.files)}{_states(config)}</p>"
+        f"{_other_pictures(look)}{_rates(config, plan)}"
         f'<details><summary>Sizes in an epoch</summary><ul class="lw-sizes">{sizes}</ul></details>'
         f"{errors(look.report.problems) if look.report.problems else ''}{warnings(plan.warnings)}</div>"
     )
@@ -111,6 +115,23 @@ def _files_line(files: Sequence[Path]) -> str:
     folder = " and ".join(Counter(str(path.parent) for path in files))
     written = f"<code>{escape(', '.join(shown))}</code> ({_count(len(files), 'file')})"
     return f"writes {written} to <code>{escape(folder)}</code>"
+
+
+def _other_pictures(look: Look) -> str:
+    """Class pictures that are drawn first, and pictures that are held out."""
+    facts = []
+    if look.report.to_draw:
+        facts.append(f"{_count(look.report.to_draw, 'class picture')} drawn by the checkpoint before the first step")
+    if look.held_out:
+        facts.append(f"{_count(look.held_out, 'picture')} held out to measure progress")
+    return f"<p>{' · '.join(facts)}</p>" if facts else ""
+
+
+def _rates(config: TrainConfig, plan: TrainingPlan) -> str:
+    """The learning rates of all steps, exactly as they will be set."""
+    every = max(1, plan.total_steps // _RATES_DRAWN)
+    chart = rate_chart(learning_rate_curve(config, plan.total_steps, every), every)
+    return f'<figure class="lw-rates">{chart}<figcaption>learning rate by steps</figcaption></figure>' if chart else ""
 
 
 def _states(config: TrainConfig) -> str:

@@ -13,12 +13,11 @@ from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.buckets import choose_bucket
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
 from lora_ext.dataset.report import DatasetReport, make_report
-from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.sources import read_sources, scan_dataset
 from lora_ext.dataset.validation_split import split_validation
 from lora_ext.jobs.recording import output_folder
 from lora_ext.jobs.records import json_value
@@ -28,7 +27,7 @@ from lora_ext.training.plan import TrainingPlan, make_plan
 NO_PICTURES = "Give the folder of your pictures and press Look."
 NO_PLAN = "Steps and files stand here as soon as there are pictures."
 
-_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str]
+_Seen = tuple[DatasetSettings, SubsetOptions, Sizing, str, float, int | None, int, bool]
 """What a scan depends on."""
 _KEPT_SCANS = 4
 _SECONDS_FRESH = 60.0
@@ -36,10 +35,11 @@ _SECONDS_FRESH = 60.0
 
 @dataclass(frozen=True)
 class Look:
-    """A dataset as it was seen, and what the settings make of it."""
+    """A dataset as it was seen, and what the settings make of it; `held_out` pictures are measured, not trained on."""
 
     scan: DatasetScan
     report: DatasetReport
+    held_out: int = 0
 
 
 class PlanningDesk:
@@ -51,15 +51,15 @@ class PlanningDesk:
     def __init__(self, host: Host, allowed_roots: Sequence[Path] | None = None) -> None:
         self.host = host
         self.allowed_roots = allowed_roots
-        self._scans: dict[_Seen, tuple[float, DatasetScan]] = {}
+        self._scans: dict[_Seen, tuple[float, DatasetScan, int]] = {}
         self._inspect = RememberedFacts()
         self._lock = threading.Lock()
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
         self.check_paths(config)
-        scan = self._scan(config, fresh)
-        return Look(scan, make_report(scan, config, count_tokens))
+        scan, held_out = self._scan(config, fresh)
+        return Look(scan, make_report(scan, config, count_tokens), held_out)
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
@@ -73,7 +73,10 @@ class PlanningDesk:
         for name, text in paths_of(config):
             self._check_path(name, text)
         if config.dataset.dataset_config.strip():
-            scan = self._scan(config, fresh=False)
+            for source in read_sources(config)[0]:  # before any picture is looked at
+                for path in source.paths:
+                    self._check_path("dataset_config", str(path))
+            scan, _ = self._scan(config, fresh=False)
             named = {str(entry.path.parent) for entry in scan.images}
             named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
             for folder in named:
@@ -86,18 +89,23 @@ class PlanningDesk:
             there = ", ".join(str(root) for root in roots)
             raise UserError(f"{name} = {text}: this folder is not open to the page; allowed are {there}")
 
-    def _scan(self, config: TrainConfig, fresh: bool) -> DatasetScan:
-        key = (config.dataset, subset_options(config), run_sizing(config), config.samples.validation_data_dir)
+    def _scan(self, config: TrainConfig, fresh: bool) -> tuple[DatasetScan, int]:
+        """What is trained on, and how many pictures are held out."""
+        samples = config.samples
+        split = (samples.validation_data_dir, samples.validation_split, samples.validation_seed)
+        others = (config.learning.seed, config.loss.masked_loss)
+        key = (config.dataset, subset_options(config), run_sizing(config), *split, *others)
         with self._lock:
             seen = self._scans.get(key)
             if seen is not None and not fresh and time.monotonic() - seen[0] < _SECONDS_FRESH:
-                return seen[1]
-            scan, _ = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
+                return seen[1:]
+            scan, measured = split_validation(scan_dataset(config, self._inspect), config, self._inspect)
             self._scans.pop(key, None)
             while len(self._scans) >= _KEPT_SCANS:
                 del self._scans[next(iter(self._scans))]
-            self._scans[key] = (time.monotonic(), scan)
-            return scan
+            held_out = len(measured.images) if measured is not None else 0
+            self._scans[key] = (time.monotonic(), scan, held_out)
+            return scan, held_out
 
 
 def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
@@ -131,7 +139,7 @@ def count_tokens(caption: str) -> int:
 
 def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:
     """(width, height) at which each picture of a scan is trained."""
-    return [choose_bucket(each.entry.width, each.entry.height, each.subset.sizing).size for each in scan.members]
+    return [member.bucket.size for member in scan.members]
 
 
 def plan_as_json(look: Look, plan: TrainingPlan) -> dict[str, Any]:

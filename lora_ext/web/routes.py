@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from lora_ext.config.toml_files import read_config
 from lora_ext.config.train_config import flat_values, make_config
+from lora_ext.jobs.resumable import state_to_resume
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.jobs.samples_file import SavedSample
 from lora_ext.jobs.steps_file import BANDS
@@ -109,23 +110,26 @@ def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
         checkpoint = {**asdict(info), "line": checkpoint_line(info)}
         found = runner.status() if run is None else await run_in_threadpool(runner.status, run)  # an old one is read
         problem = host.live_network_problem() if found.live_network else ""
-        return {**found.as_json(), "live_network_problem": problem, "checkpoint": checkpoint}
+        state = state_to_resume(found.record) if found.record is not None else ""
+        return {**found.as_json(), "live_network_problem": problem, "state_to_resume": state, "checkpoint": checkpoint}
 
     @router.get("/runs")
     def runs(response: Response) -> dict[str, Any]:
         """All runs, the newest first, and what lies among them and is no run."""
         response.headers.update(_NEVER_STORE)
         registry = runner.registry
-        return {"runs": [record.as_json() for record in registry.records()], "notes": registry.notes()}
+        told = [{**record.as_json(), "state_to_resume": state_to_resume(record)} for record in registry.records()]
+        return {"runs": told, "notes": registry.notes()}
 
     @router.get("/run/{run_id}")
     def run(run_id: str, response: Response) -> dict[str, Any]:
-        """A run's record, its settings, and the loss of each step."""
+        """A run's record, its settings, the loss of each step, and the state that it can go on from."""
         response.headers.update(_NEVER_STORE)
         record = runner.registry.record(run_id)
         losses = [[step.step, step.loss] for step in runner.registry.steps(run_id)]
         settings = flat_values(read_config(runner.registry.config_path(run_id)))
-        return {"run": record.as_json(), "settings": settings, "losses": losses}
+        run = {**record.as_json(), "state_to_resume": state_to_resume(record)}
+        return {"run": run, "settings": settings, "losses": losses}
 
     @router.get("/run/{run_id}/samples")
     def samples(run_id: str, response: Response) -> dict[str, Any]:

@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_app import fill, wait_for_text
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def fill(page: Page, setting: str, value: str) -> None:
+    page.locator(f"#lw-field-{setting}").fill(value)
+    page.locator(f"#lw-field-{setting}").press("Tab")
+
+
+def wait_for_text(locator: Locator, words: str) -> None:
+    locator.filter(has_text=words).first.wait_for()
+
 
 VISIBLE = "#lw-groups .lw-field:visible"
 

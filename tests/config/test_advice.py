@@ -45,9 +45,9 @@ def test_the_presets_give_one_reason_at_most(subject: Any, card: Any) -> None:
          "text_encoder_lr = 0.0002 is above the U-Net's rate of 0.0001", {"text_encoder_lr": 5e-5}),
         ({**PRODIGY, "learning_rate": 1e-4}, "Prodigy finds the rate by itself and takes learning rates as factors: "
          "unet_lr = 0.0001, text_encoder_lr = 0.0001 leaves next to nothing", {"learning_rate": 1}),
-        ({**PRODIGY, "text_encoder_lr": 0.5},
-         "Prodigy finds one rate for everything: unet_lr = 1 and text_encoder_lr = 0.5",
-         {"text_encoder_lr": 1}),
+        ({"optimizer_type": "AdaFactor"},
+         "optimizer_type = AdaFactor sets the rate by itself (relative_step, its default)",
+         {"lr_scheduler": "adafactor"}),
         ({"lr_scheduler": "constant"}, "lr_scheduler = constant with AdamW, which wants a falling rate",
          {"lr_scheduler": "cosine"}),
         ({"lr_scheduler": "constant", "optimizer_type": "adamw8bit"}, "lr_scheduler = constant with adamw8bit",

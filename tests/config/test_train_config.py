@@ -81,10 +81,6 @@ def test_a_refused_value_is_not_held_against_others() -> None:
         ),
         ({"caption_separator": " "}, "caption_separator is empty: give what stands between tags"),
         ({"secondary_separator": ","}, "secondary_separator = ',' is caption_separator too"),
-        ({"dim_from_weights": True}, "dim_from_weights takes the ranks of the file in network_weights, which is empty"),
-        ({"base_weights_multiplier": "1,x"}, "base_weights_multiplier = '1,x': allowed are numbers"),
-        ({"base_weights": "a", "base_weights_multiplier": "1,1"}, "base_weights_multiplier has 2 numbers for 1 files"),
-        ({"full_bf16": True}, "full_bf16 computes in bf16, and mixed_precision is no"),
         (
             {"lr_scheduler": "cosin"},
             "lr_scheduler = 'cosin': allowed are constant, constant_with_warmup, linear, cosine",

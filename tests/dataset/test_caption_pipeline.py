@@ -136,7 +136,7 @@ def test_longest_captions_hold_every_tag() -> None:
 words = st.text("abcdefgh ", min_size=1, max_size=6).filter(str.strip)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(tags=st.lists(words, max_size=8), keep=st.integers(0, 9), seed=st.integers(0, 2**32))
 def test_shuffling_loses_and_doubles_nothing(tags: list[str], keep: int, seed: int) -> None:
     stripped = [tag.strip() for tag in tags]
@@ -144,7 +144,7 @@ def test_shuffling_loses_and_doubles_nothing(tags: list[str], keep: int, seed: i
     assert sorted(result) == sorted(stripped) and result[:keep] == stripped[:keep]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     caption=st.text("ab,|{}\n;", max_size=20),
     seed=st.integers(0, 2**32),

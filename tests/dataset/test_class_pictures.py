@@ -140,8 +140,8 @@ def test_a_program_that_cannot_draw_says_so(config: TrainConfig) -> None:
 
 @pytest.mark.parametrize("missing", ["class_prompt", "reg_data_dir"])
 def test_prompt_and_folder_are_needed(config: TrainConfig, missing: str) -> None:
-    with pytest.raises(UserError, match="num_class_images = 4 needs class_prompt"):
-        scan_dataset(make_config({missing: ""}, config))
+    with pytest.raises(UserError, match=f"num_class_images = 4 needs {missing}"):
+        make_config({missing: ""}, config)
 
 
 def test_a_folder_that_cannot_be_made(config: TrainConfig, tmp_path: Path) -> None:

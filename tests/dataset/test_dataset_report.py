@@ -71,6 +71,12 @@ def test_a_plain_dataset_gives_no_warning() -> None:
             "1 of 1 pictures (a.png) smaller than the resolution 512×512: trained at their own size",
         ),
         ([entry("a.png", transparent=True)], {}, "1 of 1 pictures (a.png) with transparency: trained on white"),
+        ([entry("a.png")], {"alpha_mask": True}, "alpha_mask is on, and no picture has transparency"),
+        (
+            [entry("a.png"), entry("b_9_9_9_9.png")],
+            {"face_crop_aug_range": "2.0,4.0"},
+            "1 of 2 pictures (a.png) without a face in their names",
+        ),
         (
             [entry("a.png", 600, 1200)],
             {"enable_bucket": False},
@@ -102,6 +108,10 @@ def test_a_plain_dataset_gives_no_warning() -> None:
 def test_warnings(entries: list[ImageEntry], values: dict[str, Any], beginning: str) -> None:
     warnings = report_of(*entries, **values).warnings
     assert len(warnings) == 1 and warnings[0].startswith(beginning)
+
+
+def test_transparency_that_is_a_mask_is_no_trouble() -> None:
+    assert report_of(entry("a.png", transparent=True), entry("b.png"), alpha_mask=True).warnings == []
 
 
 def test_missing_captions_of_a_flat_folder_teach_no_word() -> None:

@@ -1,16 +1,31 @@
-"""sd-scripts' dataset file: levels, keys, paths, and what is said of wrong ones."""
+"""sd-scripts' dataset file: levels, keys, paths, and what is said of wrong ones.
+
+By hand: sd-scripts' own config_util (Feb 2026) and ours read a file of three datasets with seven subsets (repeats,
+regularisation pictures, wildcards, three ways of buckets): all 42 pictures have the same repeats, bucket, scaled size,
+caption and kind, and an epoch has 40 batches in both.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lora_ext.config.train_config import make_config
-from lora_ext.dataset.dataset_toml import DATASET_OPTIONS, NOT_NEEDED, SUBSET_ONLY, SUBSET_OPTIONS
+from lora_ext.dataset.dataset_facts import dataset_facts
+from lora_ext.dataset.dataset_toml import (
+    DATASET_OPTIONS,
+    NOT_NEEDED,
+    SUBSET_ONLY,
+    SUBSET_OPTIONS,
+    read_dataset_tables,
+)
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.options import Sizing
 from lora_ext.dataset.report import make_report
@@ -132,6 +147,45 @@ def test_datasets_never_share_batches(scan: Scan) -> None:
     assert set(report.tag_frequency) == {"cat", "cat (2)", "dog"}
 
 
+def test_what_a_networks_file_says_of_the_datasets(scan: Scan) -> None:
+    text = """
+        [[datasets]]
+        resolution = 64
+        min_bucket_reso = 32
+        bucket_reso_steps = 16
+        batch_size = 3
+          [[datasets.subsets]]
+          image_dir = "cat"
+          num_repeats = 2
+          keep_tokens = 1
+          caption_prefix = "zbx"
+          [[datasets.subsets]]
+          image_dir = "dog"
+          is_reg = true
+        [[datasets]]
+        enable_bucket = false
+        resolution = 64
+          [[datasets.subsets]]
+          image_dir = "dog"
+    """
+    first, second = json.loads(json.dumps(dataset_facts(scan(text))))
+    subsets = first.pop("subsets")
+    assert first == {
+        "is_dreambooth": True, "batch_size_per_device": 3, "num_train_images": 4, "num_reg_images": 1,
+        "resolution": [64, 64], "enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 1024,
+        "tag_frequency": {"cat": {"a cat 0": 1, "a cat 1": 1}, "dog": {}},
+        "bucket_info": {"buckets": {"0": {"resolution": [64, 64], "count": 8}}},
+    }  # fmt: skip
+    assert subsets[0] == {
+        "image_dir": "cat", "img_count": 2, "num_repeats": 2, "class_tokens": None, "is_reg": False,
+        "color_aug": False, "flip_aug": False, "random_crop": False, "shuffle_caption": False, "keep_tokens": 1,
+        "enable_wildcard": False, "keep_tokens_separator": None, "secondary_separator": None, "caption_prefix": "zbx",
+        "caption_suffix": None, "resize_interpolation": None,
+    }  # fmt: skip
+    assert subsets[1]["is_reg"] is True
+    assert (second["min_bucket_reso"], second["enable_bucket"], second["num_train_images"]) == (None, False, 1)
+
+
 def test_the_text_itself_may_be_given(tmp_path: Path) -> None:
     draw(tmp_path / "cat" / "a.png", "a cat")
     text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{tmp_path / 'cat'}'"
@@ -145,6 +199,13 @@ def test_the_same_in_json(scan: Scan) -> None:
     found = scan(json.dumps(document), "dataset.json")
     assert [(subset.name, subset.repeats) for subset in found.subsets] == [("dog", 2)]
     assert any("cache_info in the dataset file does nothing here" in text for text in found.warnings)
+
+
+def test_folders_inside_a_subset_are_not_read(scan: Scan, tmp_path: Path) -> None:
+    draw(tmp_path / "cat" / "old" / "c.png")
+    found = scan('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cat"')
+    assert len(found.images) == 2
+    assert "cat/old: 1 picture left out, because folders inside this one are not read: move them up" in found.warnings
 
 
 def test_a_folder_twice_in_a_dataset_is_used_once(scan: Scan) -> None:
@@ -179,7 +240,7 @@ def test_everything_that_is_wrong_is_said_at_once(scan: Scan) -> None:
         "dataset.toml: extra: a dataset file holds [general] and [[datasets]] alone",
         "dataset.toml, [general]: flip_aug = 'perhaps': allowed is true or false",
         "dataset.toml, [general]: image_dir belongs into [[datasets.subsets]]",
-        "dataset.toml, [[datasets]] 1: shuffel_caption: there is no setting of this name; did you mean shuffle_caption",
+        "dataset.toml, [[datasets]] 1: shuffel_caption: there is no such key; did you mean shuffle_caption",
         "dataset.toml, [[datasets]] 1, subset 1: batch_size belongs into [[datasets]] or [general]",
         "dataset.toml, [[datasets]] 1, subset 1: num_repeats = 0: allowed is a whole number from 1 to 10000",
         "dataset.toml, [[datasets]] 2, subset 1: is_reg = 1: allowed is true or false",
@@ -234,3 +295,38 @@ def test_a_file_that_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
     with pytest.raises(UserError, match=r"dataset_config = .*(no such file|no dataset file); give a dataset \.toml"):
         scan_dataset(make_config({"dataset_config": str(tmp_path / name)}))
+
+
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.sampled_from(["", "cat", "512", "\x00", "~nobody/x"]),
+    st.lists(st.integers(0, 3), max_size=2), st.just({"a": 1}),
+)  # fmt: skip
+names = st.sampled_from([*SUBSET_OPTIONS, *DATASET_OPTIONS, *SUBSET_ONLY, *NOT_NEEDED, "subsets", "other"])
+tables = st.dictionaries(names, leaves, max_size=5)
+subsets = st.one_of(leaves, st.lists(st.one_of(leaves, tables), max_size=2))
+datasets = st.builds(lambda own, inner: {**own, "subsets": inner}, tables, subsets)
+documents = st.dictionaries(
+    st.sampled_from(["general", "datasets", "more"]),
+    st.one_of(leaves, tables, st.lists(st.one_of(leaves, datasets), max_size=2)),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(document=documents)
+def test_any_document_is_read_or_refused_in_words(document: dict[str, Any]) -> None:
+    try:
+        entries, _ = read_dataset_tables(document, "file", make_config({}))
+    except UserError as error:
+        assert "file" in str(error)
+    else:
+        assert entries and all(entry.image_dir or entry.metadata_file for entry in entries)
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/pictures", "x" * 5000, "a\x00b"])
+def test_paths_that_no_file_system_takes(path: str) -> None:
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {json.dumps(path)}"
+    with pytest.raises(UserError, match=r"image_dir = .*: there is no|dataset_config"):
+        scan_dataset(make_config({"dataset_config": text}))
+    for name in ("train_data_dir", "dataset_config"):
+        with pytest.raises(UserError, match=name):
+            scan_dataset(make_config({name: path}))

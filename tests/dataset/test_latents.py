@@ -67,6 +67,13 @@ def folder(tmp_path: Path) -> Path:
     return inner.parent
 
 
+def checkpoint_with(vae: SlopingVAE) -> Checkpoint:
+    return Checkpoint(
+        unet=nn.Linear(1, 1), vae=vae, text_encoders=[], schedule=NoiseSchedule.scaled_linear(), architecture="SD1",
+        prediction_type="epsilon", name="stand-in", path=None, sha256="", latent_scale=0.5,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def latents_of(folder: Path) -> Callable[..., tuple[ImageDataset, SlopingVAE, Said]]:
     """A dataset of the pictures that has cached its latents, its VAE, and what was said."""
@@ -74,10 +81,7 @@ def latents_of(folder: Path) -> Callable[..., tuple[ImageDataset, SlopingVAE, Sa
     def make(vae: SlopingVAE | None = None, **values: Any) -> tuple[ImageDataset, SlopingVAE, Said]:
         small = {"resolution": 64, "min_bucket_reso": 32, "bucket_reso_steps": 16, "max_bucket_reso": 128}
         config = make_config({"train_data_dir": str(folder), "train_batch_size": 3, **small, **values})
-        checkpoint = Checkpoint(
-            unet=nn.Linear(1, 1), vae=vae or SlopingVAE(), text_encoders=[], schedule=NoiseSchedule.scaled_linear(),
-            architecture="SD1", prediction_type="epsilon", name="stand-in", path=None, sha256="", latent_scale=0.5,
-        )  # fmt: skip
+        checkpoint = checkpoint_with(vae or SlopingVAE())
         said = Said()
         dataset = ImageDataset(scan_dataset(config), config)
         dataset.cache_latents(checkpoint, said, Control())
@@ -159,6 +163,16 @@ def test_random_pictures_are_encoded_anew_and_the_same_again(latents_of: Make, f
     assert not (folder / "2_cat" / FOLDER_NAME).exists()
 
 
+def test_after_a_pause_another_instance_of_the_vae_encodes(latents_of: Make) -> None:
+    dataset, first, _ = latents_of(cache_latents=False)
+    expected = epochs(dataset)
+    seen, second = len(first.seen), SlopingVAE()
+    dataset.release_checkpoint()
+    dataset.use_checkpoint(checkpoint_with(second))
+    assert same(epochs(dataset), expected)
+    assert len(first.seen) == seen == len(second.seen) == 24
+
+
 def change_picture(folder: Path) -> None:
     Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / "2_cat" / "0.png")
 
@@ -190,6 +204,19 @@ def test_files_are_never_stale(
     fresh, _, _ = latents_of(SlopingVAE(vae), **values)
     assert len(seen.seen) == encoded
     assert same(epochs(cached), epochs(fresh))
+
+
+def test_a_picture_that_changes_under_way_leaves_no_file(latents_of: Make, folder: Path) -> None:
+    class Busy(SlopingVAE):
+        """While it encodes the first picture, a person saves another one in its place."""
+
+        def encode(self, x: Tensor) -> Posterior:
+            if not self.seen:
+                change_picture(folder)
+            return super().encode(x)
+
+    latents_of(Busy(), cache_latents_to_disk=True)
+    assert len(list((folder / "2_cat" / FOLDER_NAME).iterdir())) == 3
 
 
 def test_deleted_and_damaged_files_are_made_anew(latents_of: Make, folder: Path) -> None:

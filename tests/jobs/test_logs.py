@@ -26,7 +26,7 @@ from lora_ext.protocols import EpochReport, Events, StepReport, UserError, Valid
 
 def step(number: int, loss: float = 0.5, **bands: float) -> StepReport:
     named = {name.replace("to", "-")[1:]: value for name, value in bands.items()}
-    return StepReport(number, 4, 1, 2, loss, {"unet": 1e-4, "unet d*lr": 3e-4}, 0.25, named)
+    return StepReport(number, 4, 1, 2, loss, {"unet": 1e-4, "unet d*lr": 3e-4}, 0.25, named, 2.5)
 
 
 def measured(number: int, loss: float, best: bool) -> ValidationReport:
@@ -43,10 +43,10 @@ def test_every_number_of_a_step_has_its_column(tmp_path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == (
         "step,epoch,loss,loss_smoothed,loss_0-250,loss_250-500,loss_500-750,loss_750-1000,lr_unet,lr_unet d*lr,"
-        "memory_gb,seconds"
+        "gradient_norm,memory_gb,seconds"
     )
-    assert lines[1] == "1,1,0.5,0.5,0.25,,,,0.0001,0.0003,1.500,0.2500"
-    assert lines[2] == "2,1,nan,0.5,,,,,0.0001,0.0003,,0.2500"
+    assert lines[1] == "1,1,0.5,0.5,0.25,,,,0.0001,0.0003,2.5,1.500,0.2500"
+    assert lines[2] == "2,1,nan,0.5,,,,,0.0001,0.0003,2.5,,0.2500"
     first, second, third = read_steps(path)
     assert (first.bands, first.memory, first.learning_rates) == (
         {"0-250": 0.25}, 1.5, {"unet": 1e-4, "unet d*lr": 3e-4},
@@ -90,11 +90,13 @@ def test_the_system_says_how_much_memory_is_taken() -> None:
 
 def test_a_run_keeps_the_report_of_its_pictures(host, run_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     runner = JobRunner(host, RunRegistry(tmp_path / "runs"))
-    record = runner.start(run_config(max_train_epochs=1))
+    record = runner.start(run_config(max_train_epochs=1, scale_weight_norms=1.0))
     assert runner.wait(record.id, 60).state == "finished"
     folder = tmp_path / "runs" / record.id
     report = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert (report["pictures"], report["buckets"]) == (2, {"64x64": 2})
+    header, epoch = (folder / "epochs.csv").read_text(encoding="utf-8").splitlines()
+    assert header == "epoch,step,loss,keys_scaled,average_norm,maximum_norm" and epoch.startswith("1,2,")
     assert [each.memory is not None for each in runner.registry.steps(record.id)] == [sys.platform == "linux"] * 2
     runner.close()
 
@@ -154,12 +156,13 @@ class Told(Events):
 def test_tensorboard_gets_every_number_that_is_one(tensorboard: type[Writer], tmp_path: Path) -> None:
     log = TensorBoardEvents(tmp_path, Events())
     log.step(step(1, math.nan, t0to250=0.25))
-    log.epoch(EpochReport(1, 2, 1, 0.5))
+    log.epoch(EpochReport(1, 2, 1, 0.5, {"keys_scaled": 3}))
     log.validated(measured(2, 0.25, best=True))
     log.close()
     written = {name: (value, number) for name, value, number in tensorboard.written}
     assert written["lr/unet d*lr"] == (3e-4, 1) and written["loss/timesteps/0-250"] == (0.25, 1)
-    assert written["loss/epoch_average"] == (0.5, 1)
+    assert written["loss/epoch_average"] == (0.5, 1) and written["max_norm/keys_scaled"] == (3, 1)
+    assert written["norm/gradient"] == (2.5, 1)
     assert written["loss/validation"] == (0.25, 2) and written["loss/validation/timestep_800"] == (0.5, 2)
     assert "loss/current" not in written
 

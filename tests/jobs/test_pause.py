@@ -20,7 +20,7 @@ from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.networks.file import read_network
 from lora_ext.protocols import GenerateRequest, UserError
-from lora_ext.training import trainer as trainer_module
+from lora_ext.training.loop import TrainingLoop
 
 if TYPE_CHECKING:
     from lora_ext.host.standalone.host import StandaloneHost
@@ -204,7 +204,7 @@ def test_a_failure_after_a_pause_names_what_is_left(
     run = runner.start(run_config(**LONG))
     pause_after_steps(runner, run.id)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_take_step", explode)
+        patch.setattr(TrainingLoop, "_take_step", explode)
         runner.resume(run.id)
         failed = runner.wait(run.id, 30)
     kept = tiny_host.folders().runs / run.id / "paused.safetensors"

@@ -14,7 +14,7 @@ from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.jobs.steps_file import StepsFile
 from lora_ext.protocols import ConfigError, UserError
-from lora_ext.training import trainer as trainer_module
+from lora_ext.training.loop import TrainingLoop
 
 MakeConfig = Callable[..., TrainConfig]
 LONG = 200
@@ -135,7 +135,7 @@ def test_a_failure_is_told_and_the_next_run_starts(
         raise ZeroDivisionError("a bug somewhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_train", explode)
+        patch.setattr(TrainingLoop, "train", explode)
         failed = runner.wait(runner.start(run_config()).id, 30)
     assert failed.state == "failed" and "ZeroDivisionError: a bug somewhere" in (failed.error or "")
     assert "Traceback" in (host.folders().runs / failed.id / "error.txt").read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ def test_a_failure_that_cannot_be_kept_does_not_block_the_queue(
     runner: JobRunner, run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_train", full)
+        patch.setattr(TrainingLoop, "train", full)
         patch.setattr(registry_module.OpenRun, "write_error", full)
         failed = runner.wait(runner.start(run_config()).id, 30)
     assert failed.state == "failed" and "No space left" in (failed.error or "")

@@ -109,3 +109,18 @@ def test_a_folder_in_the_files_place_is_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.safetensors cannot be written"):
         replace_file(path, [b"x"])
     assert names(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+def test_room_that_runs_out_in_the_middle_leaves_nothing_over(tmp_path: Path) -> None:
+    """Closing the file fails there as well as writing: its buffer is still full."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            replace_file(tmp_path / "cat.safetensors", [b"x" * 600, b"y" * 600])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == []

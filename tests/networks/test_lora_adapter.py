@@ -132,9 +132,12 @@ def test_alpha_is_a_buffer_and_scales() -> None:
     assert adapter.alpha.item() == 2.0
     assert adapter.scale == 0.5
     assert list(adapter.state_dict()) == ["alpha", "lora_down.weight", "lora_up.weight"]
-    half = trained(adapter).low_rank(x)
+    module = adapter.target.module
+    base = module(x)
+    trained(adapter).attach()
+    half = module(x) - base
     adapter.load(adapter.lora_down.weight.detach().clone(), adapter.lora_up.weight.detach().clone(), 4.0)
-    torch.testing.assert_close(adapter.low_rank(x), 2 * half)
+    torch.testing.assert_close(module(x) - base, 2 * half)
 
 
 def test_detaching_leaves_no_trace() -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.file import read_network
 from lora_ext.training.state_folders import latest_state
+from lora_ext.training.trainer import Trainer
 
 SCRIPT = """\
 import os, signal, sys
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.toml_files import read_config
 from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.protocols import Events
@@ -58,32 +61,30 @@ Trainer(loaded, read_config(Path(settings)), Path(output), Dying()).run()
 
 @pytest.mark.slow
 def test_killed_twice_and_gone_on_with(
-    tiny_checkpoint_path: Path, small_config: Callable[..., TrainConfig], tmp_path: Path
+    checkpoint: Checkpoint, tiny_checkpoint_path: Path, small_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     values = {
         "max_train_epochs": 3, "gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "lr_warmup_steps": 2,
         "shuffle_caption": True, "flip_aug": True, "network_dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1,
         "caption_dropout_rate": 0.2, "gradient_checkpointing": True, "save_state": True, "save_every_n_steps": 1,
     }  # fmt: skip
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT, encoding="utf-8")
 
-    def train(output: str, resume: str = "", dies_at: int = 0, dies_in: str = "") -> int:
+    def train(resume: str = "", dies_at: int = 0, dies_in: str = "") -> int:
         settings = tmp_path / "settings.toml"
         settings.write_text(config_to_toml(small_config(**values, resume=resume)), encoding="utf-8")
-        command = [sys.executable, str(script), str(tiny_checkpoint_path), str(settings), str(tmp_path / output)]
+        command = [sys.executable, "-c", SCRIPT, str(tiny_checkpoint_path), str(settings), str(out)]
         root = Path(__file__).resolve().parents[2]
         return subprocess.run([*command, str(dies_at), dies_in], cwd=root, timeout=300).returncode
 
-    assert train("whole") == 0
     out = tmp_path / "parts"
-    assert train("parts", dies_at=2) != 0  # in the epoch's last window; the last state is of the step before
+    assert train(dies_at=2) != 0  # in the epoch's last window; the last state is of the step before
     assert latest_state(out, "cat") == out / "cat-step00000001-state"
-    assert train("parts", resume="latest", dies_in="cat-step00000005-state") != 0
+    assert train(resume="latest", dies_in="cat-step00000005-state") != 0
     half = [path.name for path in out.iterdir() if path.name.endswith(".writing")]
     assert len(half) == 1 and half[0].startswith("cat-step00000005-state.")
     assert latest_state(out, "cat") == out / "cat-000002-state"
-    assert train("parts", resume="latest") == 0
+    assert train(resume="latest") == 0
+    Trainer(checkpoint, small_config(**values), tmp_path / "whole").run()
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
     for name in ("cat.safetensors", "cat-000002.safetensors", "cat-step00000005.safetensors"):
         hashes = [read_network(tmp_path / run / name).metadata["sshs_model_hash"] for run in ("whole", "parts")]

@@ -57,6 +57,7 @@ STATES = [
     *({"optimizer_type": name} for name in HERE),
     {"ema_decay": 0.9, "scale_weight_norms": 0.5},
     {"stop_text_encoder_training": 50, "ema_decay": 0.9},
+    {"lr_scheduler": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": "gamma=0.7"},
     {"lr_scheduler": "torch.optim.lr_scheduler.OneCycleLR", "lr_scheduler_args": "max_lr=0.1 total_steps=8"},
     {"optimizer_type": "torch.optim.NAdam", "loraplus_lr_ratio": 4},
 ]
@@ -156,8 +157,15 @@ def test_what_is_wrong_is_found_before_the_start() -> None:
     check_learning(make_config({}), cpu)
     for values, words in [
         ({"optimizer_type": "Nothing"}, "Nothing"),
-        ({"lr_scheduler": "nothing"}, "'nothing': allowed is one of constant"),
+        ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
         ({"optimizer_args": "no=1"}, "AdamW has no no"),
     ]:
         with pytest.raises(UserError, match=words):
             check_learning(make_config(values), cpu)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.9, 100])
+@pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine_annealing_warmup_restarts"])
+def test_a_schedule_of_many_cycles_is_no_mistake(schedule: str, warmup: float) -> None:
+    values = {"lr_scheduler": schedule, "lr_scheduler_num_cycles": 4, "lr_warmup_steps": warmup}
+    check_learning(make_config(values), torch.device("cpu"))

@@ -85,6 +85,7 @@ def test_what_is_wrong_is_found_before_any_work(checkpoint: Checkpoint, small_co
         ({"optimizer_type": "Nowhere"}, "optimizer_type = 'Nowhere'"),
         ({"lr_scheduler": "nothing"}, "lr_scheduler = 'nothing'"),
         ({"block_dims": ",".join(["4"] * 23)}, "SD1 checkpoints take 25 numbers"),
+        ({"block_lr": ",".join(["1"] * 23)}, "block_lr = .* has 23 numbers: SD1 checkpoints take 25"),
     ]:
         events = Recorder()
         with pytest.raises(UserError, match=words):

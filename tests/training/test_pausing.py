@@ -15,6 +15,7 @@ from lora_ext.networks.file import read_network
 from lora_ext.protocols import Control, Events, OtherCheckpointError, PauseReport, StepReport
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.run import TrainingResult
+from lora_ext.training.state_folders import read_state
 from lora_ext.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -260,3 +261,11 @@ def test_requests_that_come_to_nothing(train: Any, small_config: MakeConfig) -> 
     control.pause()
     assert control.take_resume_request() is None and control.take_pause_request()
     assert not control.take_pause_request()
+
+
+def test_a_pause_writes_a_state_where_states_are_wanted(train: Any, small_config: MakeConfig) -> None:
+    config = small_config(max_train_epochs=1, network_train_unet_only=True, save_state=True)
+    result, _ = train(config, (2,))
+    folder = result.files[-1].parent
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["cat-state", "cat-step00000002-state"]
+    assert read_state(folder / "cat-step00000002-state").losses == result.losses[:2]

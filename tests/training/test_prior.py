@@ -120,7 +120,7 @@ def test_a_run_with_prior_prediction_changes_the_class_less(
     change = {}
     for weight in (0, 20):
         config = small_config(
-            prior_prediction_weight=weight, class_prompt="a cat", save_every_n_epochs=None, learning_rate=0.01, **values
+            prior_prediction_weight=weight, class_prompt="a cat", max_train_epochs=1, learning_rate=0.02, **values
         )
         result = Trainer(checkpoint, config, tmp_path / str(weight)).run()
         change[weight] = changed_class(checkpoint, result.files[-1])

@@ -103,6 +103,23 @@ def test_every_parameter_is_in_one_group() -> None:
     }
 
 
+def test_blocks_of_factor_0_are_in_no_group_and_convolutions_of_a_file_are() -> None:
+    made = network()
+    factors = ["1"] * 25
+    factors[4], factors[20] = "0", "0.25"
+    config = make_config({"block_lr": ",".join(factors)})
+    groups = {group["label"]: len(group["params"]) for group in parameter_groups(config, made.adapters)}
+    assert groups == {"unet x0.25": 2, "text_encoder": 2}
+    with pytest.raises(UserError, match="block_lr is 0 for every block"):
+        only = {"b": made.adapters["b"]}
+        parameter_groups(config, only)
+    # Block 3 is adapted in LoCon files alone: one that the training begins with may bring it without conv_dim.
+    targets = [Target("d", nn.Conv2d(3, 3, 3), 2, 1.0, "unet", 3)]
+    convolution = Network(targets, torch.Generator().manual_seed(0))
+    config = make_config({"block_lr": ",".join(["1"] * 3 + ["2"] + ["1"] * 21)})
+    assert [group["label"] for group in parameter_groups(config, convolution.adapters)] == ["unet x2"]
+
+
 def rate_run(steps: int, **values: Any) -> tuple[RateRun, Network]:
     config, made = make_config(values), network()
     return RateRun(make_optimizer(parameter_groups(config, made.adapters), config.learning), config, steps), made
@@ -221,7 +238,7 @@ def test_adafactor_shows_its_own_rate() -> None:
     ("values", "words"),
     [
         ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
-        ({"lr_scheduler": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, "goes by the loss"),
+        ({"lr_scheduler": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, "goes by the loss|that is no LRScheduler"),
         ({"lr_scheduler": "torch.optim.lr_scheduler.StepLR", "lr_scheduler_args": "steps=3"}, "takes step_size, gamma"),
         ({"lr_scheduler": "torch.optim.lr_scheduler.StepLR"}, "StepLR does not accept.*step_size"),
     ],

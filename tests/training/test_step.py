@@ -125,3 +125,51 @@ def test_an_overflow_of_the_factor_is_no_bad_step() -> None:
     assert states == [(2.0, 0), (1.0, 0), (0.5, 1)]
     with pytest.raises(UserError, match=r"2 steps in a row had no finite loss or gradient .*its gradient is inf"):
         step.update([batch_of(2, 1)], 3)
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "l1", "huber", "smooth_l1"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"debiased_estimation_loss": True},
+        {"v_pred_like_loss": 1.0},
+        {"prediction_type": "v_prediction", "debiased_estimation_loss": True},
+        {"prediction_type": "v_prediction", "scale_v_pred_loss_like_noise_pred": True},
+    ],
+)
+def test_pure_noise_gives_a_loss_and_a_gradient_that_are_numbers(loss_type: str, values: dict[str, Any]) -> None:
+    """At the last timestep of zero terminal SNR, where the ratio of signal to noise is 0."""
+    step, unet = make_step(
+        zero_terminal_snr=True, min_timestep=999, loss_type=loss_type, noise_offset=0.1, adaptive_noise_scale=-1.0,
+        multires_noise_iterations=6, ip_noise_gamma=0.1, **values,
+    )  # fmt: skip
+    loss = step.update([batch_of(3, 1)], 0)
+    assert math.isfinite(loss) and step.bad_steps == 0 and step.bands == {"750-1000": pytest.approx(loss, rel=1e-5)}
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in unet.parameters())
+
+
+def test_masks_reach_the_loss() -> None:
+    batch = batch_of(2, 1)
+    draw = NOISE(batch.latents, 0, 0)
+    whole = make_step()[0].diffusion.losses(batch, draw)
+    batch.masks = torch.zeros(2, 1, 8, 8)
+    batch.masks[0] = 0.5
+    masked = make_step()[0].diffusion.losses(batch, draw)
+    assert masked.tolist() == [pytest.approx(whole[0].item(), rel=1e-5), 0.0]
+    dimmed = make_step(masked_loss_normalize=False)[0].diffusion.losses(batch, draw)
+    assert dimmed.tolist() == [pytest.approx(whole[0].item() / 2, rel=1e-5), 0.0]
+
+
+def test_bands_are_the_losses_of_the_whole_window() -> None:
+    step, _ = make_step(rate=0.0)
+    batches = [batch_of(2, 1), batch_of(3, 2)]
+    step.update(batches, 0)
+    draws = [NOISE(batch.latents, 0, part) for part, batch in enumerate(batches)]
+    losses = torch.cat([step.diffusion.losses(batch, draw) for batch, draw in zip(batches, draws, strict=True)])
+    timesteps = torch.cat([draw.timesteps for draw in draws])
+    expected = {
+        f"{start}-{start + 250}": losses[(timesteps >= start) & (timesteps < start + 250)].mean().item()
+        for start in (0, 250, 500, 750)
+    }
+    found = {name: value for name, value in expected.items() if not math.isnan(value)}
+    assert step.bands == {name: pytest.approx(value, rel=1e-5) for name, value in found.items()}

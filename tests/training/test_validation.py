@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -219,15 +220,38 @@ def test_a_validated_run_trains_the_same_network(
 
 
 @pytest.mark.slow
+def test_a_resumed_run_remembers_what_was_measured(
+    checkpoint: Checkpoint, small_config: MakeConfig, held_out_folder: str, tmp_path: Path
+) -> None:
+    config = small_config(
+        validation_data_dir=held_out_folder, save_state_on_train_end=True, network_train_unet_only=True,
+        max_train_epochs=3,
+    )  # fmt: skip
+    whole, parts, rest = Told(), Told(), Told()
+    expected = Trainer(checkpoint, config, tmp_path / "whole", whole).run()
+    control = Control()
+    parts.step = lambda report: control.stop() if report.step == 4 else None  # type: ignore[method-assign]
+    Trainer(checkpoint, config, tmp_path / "parts", parts, control).run()
+    resumed = replace(config, saving=replace(config.saving, resume="latest"))
+    result = Trainer(checkpoint, resumed, tmp_path / "parts", rest).run()
+    assert len(parts.reports) == 1 and parts.reports + rest.reports == whole.reports
+    last = [read_network(run.files[-1]).metadata for run in (expected, result)]
+    keys = ("lw_validation_loss", "lw_best_epoch", "lw_best_validation_loss", "sshs_model_hash")
+    assert [last[0][key] for key in keys] == [last[1][key] for key in keys]
+
+
+@pytest.mark.slow
 def test_a_run_ends_early(
     checkpoint: Checkpoint, small_config: MakeConfig, held_out_folder: str, tmp_path: Path
 ) -> None:
     """With a rate that changes nothing no epoch is better than the first."""
     config = small_config(
-        validation_data_dir=held_out_folder, early_stopping_patience=2, max_train_epochs=9, learning_rate=1e-30,
-        lr_scheduler="constant", save_every_n_epochs=None,
+        validation_data_dir=held_out_folder, early_stopping_patience=2, network_train_unet_only=True,
+        max_train_epochs=9, learning_rate=1e-30, lr_scheduler="constant", save_every_n_epochs=None,
     )  # fmt: skip
     result = Trainer(checkpoint, config, tmp_path / "out").run()
     assert (result.epochs, result.steps, result.best_epoch, result.stopped) == (3, 9, 1, False)
+    whole = replace(config, learning=replace(config.learning, max_train_epochs=3))
+    assert Trainer(checkpoint, whole, tmp_path / "whole").run().note == ""
     assert result.note.startswith("ended early: none of the last 2 measurements was better than that of epoch 1")
     assert [path.name for path in result.files] == ["cat.safetensors"]

@@ -41,6 +41,7 @@ def test_look_and_plan(shelf_client: TestClient, pictures: Path) -> None:
     assert "1 pictures an epoch ÷ batch 1 = 1 step" in seen["plan"]
     assert "<strong>10 steps</strong>" in seen["plan"]
     assert "star-000001, …, star-000009, star" in seen["plan"]
+    assert 'aria-label="learning rate of each step"' in seen["plan"] and ">U-Net, text encoder<" in seen["plan"]
     assert plan(shelf_client, **fields) == {"plan": seen["plan"], "fields": {}}
 
 
@@ -77,6 +78,11 @@ def test_settings_of_the_latest_run_come_back(shelf_client: TestClient, shelf: J
         shelf.registry.create(config, tmp_path).close()
     latest = shelf_client.get(f"{API}/form").json()["values"]
     assert (latest["output_name"], latest["network_dim"], latest["unet_lr"]) == ("second", "8", "3e-4")
+    resumed = shelf.registry.create(make_config({"output_name": "third", "resume": "latest"}), tmp_path)
+    assert shelf_client.get(f"{API}/form").json()["values"]["resume"] == "latest"
+    resumed.update(state="finished")
+    resumed.close()
+    assert shelf_client.get(f"{API}/form").json()["values"]["resume"] == ""
     first = shelf.registry.records()[-1].id
     assert shelf_client.get(f"{API}/form", params={"run": first}).json()["values"]["output_name"] == "first"
     assert shelf_client.get(f"{API}/form", params={"run": "20200101-000000-gone"}).json() == {"values": {}}

@@ -83,12 +83,12 @@ class DatasetSettings:
     )
     face_crop_aug_range: str = setting(
         "", "Face crop",
-        "Smallest and largest face size as shares of the picture, such as 2.0,4.0, for file names that end in "
-        "_centre-x_centre-y_width_height of a face.",
+        "How many faces fit across what is cut out, at least and at most, such as 2.0,4.0, for file names that end in "
+        "_centre-x_centre-y_width_height of a face; latents cannot be cached then.",
     )  # fmt: skip
     alpha_mask: bool = setting(
         False, "Mask from transparency", "Only what is opaque in a picture is learned; switches masked loss on."
     )
     conditioning_data_dir: str = setting(
-        "", "Mask folder", "Folder of masks named like the pictures: white is learned, black is not."
+        "", "Mask folder", "Folder of masks named like the pictures and of their size: white is learned, black is not."
     )

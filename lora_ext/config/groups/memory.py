@@ -31,7 +31,9 @@ class MemorySettings:
         True, "Keep latents", "Encode each picture once and keep it; off encodes it anew each time."
     )
     cache_latents_to_disk: bool = setting(
-        False, "Latents on disk", "Keep them in files too: the next run on these pictures starts at once."
+        False,
+        "Latents on disk",
+        "Keep them in a folder lora-workshop-cache beside the pictures too: the next run starts at once.",
     )
     cache_text_encoder_outputs: bool = setting(
         True, "Keep text encodings", "Encode each caption once, where the text encoder is not trained."

@@ -35,7 +35,7 @@ class SavingSettings:
         "fp16", "File precision", "fp16 halves the file; float keeps every digit.", choices=("float", "fp16", "bf16")
     )
     save_state: bool = setting(
-        False, "Save states", "With each file, what is needed to go on exactly from there later."
+        False, "Save states", "With each file, and at a pause, what is needed to go on exactly from there."
     )
     save_state_on_train_end: bool = setting(False, "Save the last state", "The same for the run's end alone.")
     save_last_n_epochs_state: int | None = setting(

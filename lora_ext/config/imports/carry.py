@@ -42,6 +42,7 @@ NETWORK_ARGUMENTS = frozenset({
 })  # fmt: skip
 """Arguments of networks, which some programs write beside the options."""
 
+_BLOCK_LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _INTERPOLATIONS = {"linear": "bilinear", "cubic": "bicubic"}
 _SUBSTITUTES: dict[str, Mapping[str, str]] = {
     "resize_interpolation": _INTERPOLATIONS,
@@ -98,6 +99,8 @@ def carry_over(options: Mapping[str, Any]) -> Carried:
             carry_plain(carried, name, known[name], value)
         elif name in EXPLAINED or name in PROGRAMS:
             carried.note(name, "explained", EXPLAINED.get(name) or PROGRAMS[name])
+        elif name in all_settings():
+            carry_plain(carried, name, name, value)
         else:
             carried.note(name, "unknown", unknown_option(name))
     _say_what_differs(carried, present)
@@ -145,7 +148,11 @@ def _carry_network_options(carried: Carried, present: Mapping[str, Any]) -> None
         arguments |= arguments_of(present["network_args"])
         carried.note("network_args", "explained", "its parts are listed by their own names")
     rank, alpha = present.get("network_dim", 4), present.get("network_alpha", 1.0)
-    carry_network(carried, str(present.get("network_module", "")), arguments, rank, alpha)
+    sdxl = is_on(present.get("sdxl", False))
+    if sdxl:
+        for name in [name for name in _BLOCK_LISTS if arguments.get(name, "").count(",") == 24]:
+            carried.note(name, "lost", f"{arguments.pop(name)}: SDXL has 23 blocks, and these are SD1's 25")
+    carry_network(carried, str(present.get("network_module", "")), arguments, rank, alpha, sdxl)
 
 
 def _base_model(carried: Carried, name: str, value: Any) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-_ATTENTION = "not needed: torch's own attention is used, which is as fast"
+_ATTENTION = "not needed: torch's own attention is used"
 _LOADING = "not needed: pictures are read and encoded before the first step, not by workers beside it"
 _HUGGING_FACE = "not needed: nothing is uploaded"
 _ONE_MACHINE = "not needed: one process on one device"
 _WANDB = "not needed: logs are written as CSV, and for TensorBoard on request"
-_COMPILE = "not needed: what can be made faster is made so without a switch"
+_COMPILE = "not carried over: nothing is compiled here, which changes speed alone"
 _OTHER_MODELS = "not needed: it is for models of another kind than SD1, SD2 and SDXL"
 _PROGRAM = "not needed: it belongs to the program that wrote the file"
 _LYCORIS = "not needed: it is for other algorithms than LoRA and LoCon"
 _METADATA = "is not written: a file's own words are title, author, description, licence and tags"
 
 EXPLAINED: dict[str, str] = {
-    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn"), _ATTENTION),
+    **dict.fromkeys(("xformers", "sdpa", "mem_eff_attn", "split_attn", "use_reentrant"), _ATTENTION),
     **dict.fromkeys(
         ("max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram", "cache_info"), _LOADING
     ),
@@ -50,7 +50,7 @@ EXPLAINED: dict[str, str] = {
          "discrete_flow_shift", "sigmoid_scale", "model_prediction_type", "guidance_scale"), _OTHER_MODELS,
     ),
     **dict.fromkeys(("console_log_level", "console_log_file", "console_log_simple", "output_config",
-                     "debug_dataset", "dataset_class", "print_only", "headless", "training_script"), _PROGRAM),
+                     "debug_dataset", "print_only", "headless", "training_script"), _PROGRAM),
     **dict.fromkeys(
         ("metadata_usage_hint", "metadata_thumbnail", "metadata_merged_from", "metadata_trigger_phrase",
          "metadata_preprocessor", "metadata_is_negative_embedding"), _METADATA,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lora_ext.config.imports.command_line import words_of
 from lora_ext.config.imports.explained import PROGRAMS
 from lora_ext.config.imports.result import Carried, joined
 
@@ -41,13 +42,13 @@ _OFF = ("", "0", "-1", "false", "none")
 
 
 def arguments_of(value: Any) -> dict[str, str]:
-    """{name: value} from `network_args` as a list, a table, or one text: `["conv_dim=8", …]`, `"conv_dim=8 algo=lora"`.
+    """{name: value} from `network_args` as a list, a table, or one text: `["conv_dim=8", …]`, `conv_dim=8 "algo=lora"`.
 
     A part without "=" belongs to the value before it, which held a space.
     """
     if isinstance(value, Mapping):
         return {str(name): joined(each) if isinstance(each, list) else _text(each) for name, each in value.items()}
-    parts = [str(each) for each in value] if isinstance(value, list | tuple) else str(value or "").split()
+    parts = [str(each) for each in value] if isinstance(value, list | tuple) else words_of(str(value or ""))
     found: dict[str, str] = {}
     last = ""
     for part in parts:
@@ -66,7 +67,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def carry_network(carried: Carried, module: str, arguments: Mapping[str, str], rank: Any, alpha: Any) -> None:
+def carry_network(
+    carried: Carried, module: str, arguments: Mapping[str, str], rank: Any, alpha: Any, sdxl: bool = False
+) -> None:
     """Settings from the network's module and arguments; `rank` and `alpha` are those of the linear layers.
 
     LyCORIS and the old LoCon adapt convolutions with the linear layers' rank and alpha where no others are given.
@@ -90,7 +93,7 @@ def carry_network(carried: Carried, module: str, arguments: Mapping[str, str], r
     for name, value in convolutions.items():
         given = name in arguments
         carried.set(name, name, value, "" if given else f"{module} takes the linear layers' where it is not given")
-    _carry_block_rates(carried, arguments)
+    _carry_block_rates(carried, arguments, sdxl)
 
 
 def _carry_module(carried: Carried, module: str, algorithm: str) -> None:
@@ -130,13 +133,16 @@ def _is_zero(value: Any) -> bool:
         return False
 
 
-def _carry_block_rates(carried: Carried, arguments: Mapping[str, str]) -> None:
-    """`down_lr_weight`, `mid_lr_weight`, `up_lr_weight` become the 25 or 23 factors of `block_lr`."""
+def _carry_block_rates(carried: Carried, arguments: Mapping[str, str], sdxl: bool) -> None:
+    """`down_lr_weight`, `mid_lr_weight`, `up_lr_weight` become the 25 or 23 factors of `block_lr`.
+
+    Lists of SDXL's lengths tell its kind too.
+    """
     given = {name: arguments[name].strip() for name in _RATE_PARTS if arguments.get(name, "").strip()}
     if not given:
         return
     counts = {name: text.count(",") + 1 for name, text in given.items()}
-    sdxl = counts.get("mid_lr_weight") == 3 or any(counts.get(name) == 9 for name in _RATE_PARTS)
+    sdxl = sdxl or counts.get("mid_lr_weight") == 3 or any(counts.get(name) == 9 for name in _RATE_PARTS)
     sides, middle = (9, 3) if sdxl else (12, 1)
     factors: list[float] = []
     for name in _RATE_PARTS:
@@ -146,7 +152,12 @@ def _carry_block_rates(carried: Carried, arguments: Mapping[str, str]) -> None:
             carried.note(name, "lost", f"{given[name]!r} is no list of {length} numbers and no curve that is known")
             return
         factors += part
-    threshold = float(arguments.get("block_lr_zero_threshold") or 0)
+    text = arguments.get("block_lr_zero_threshold") or "0"
+    try:
+        threshold = float(text)
+    except ValueError:
+        carried.note("block_lr_zero_threshold", "lost", f"{text!r} is no number: factors stay as they are")
+        threshold = 0.0
     factors = [factor if factor > threshold else 0.0 for factor in factors]
     if sdxl:
         factors = [1.0, *factors, 1.0]

@@ -8,24 +8,23 @@ from typing import Any
 from lora_ext.config.imports.networks import arguments_of
 from lora_ext.config.imports.result import Carried
 
+_RESTARTS = "cosine_annealing_warmup_restarts"
 _OWN_CLASSES = {
-    "cosineannealingwarmuprestarts": "cosine_annealing_warmup_restarts",
-    "cosineannealingwarmrestarts": "cosine_annealing_warmup_restarts",
+    "cosineannealingwarmuprestarts": _RESTARTS,
+    "cosineannealingwarmrestarts": _RESTARTS,
     "rexannealingwarmrestarts": "rex",
     "rex": "rex",
 }
 """Classes of add-ons and of a file that the guides have people replace; what they do is built in here."""
 
-_OWN_ARGUMENTS = {
-    "gamma_min_lr": "lr_scheduler_min_lr_ratio",
-    "min_lr_ratio": "lr_scheduler_min_lr_ratio",
-    "decay": "lr_cycle_decay",
-    "gamma": "lr_cycle_decay",
-    "down_factor": "lr_cycle_decay",
-    "warmup_steps": "lr_warmup_steps",
-    "cycle_warmup": "lr_cycle_warmup_steps",
-}
-_LENGTHS = ("T_0", "first_cycle_steps")
+_RESTARTS_ARGUMENTS = {
+    **{name: name for name in ("T_0", "T_mult", "down_factor", "decay", "gamma_min_lr", "warmup_steps", "cycle_warmup",
+                               "init_lr_ground")},
+    "first_cycle_steps": "T_0",
+    "cycle_mult": "T_mult",
+    "gamma": "decay",
+}  # fmt: skip
+"""Arguments of the warm restarts in several programs, and what they are called here."""
 
 
 def carry_schedule(carried: Carried, present: Mapping[str, Any]) -> None:
@@ -33,19 +32,20 @@ def carry_schedule(carried: Carried, present: Mapping[str, Any]) -> None:
     name = str(present.get("lr_scheduler", "")).strip()
     path = str(present.get("lr_scheduler_type", "")).strip()
     arguments = arguments_of(present.get("lr_scheduler_args", {}))
-    class_name = path.rpartition(".")[2].lower()
-    if class_name in _OWN_CLASSES and not path.startswith("torch."):
-        carried.set("lr_scheduler_type", "lr_scheduler", _OWN_CLASSES[class_name], f"{path} is built in")
-        _carry_own_arguments(carried, arguments)
-    else:
-        if path:
-            full = path if "." in path else f"torch.optim.lr_scheduler.{path}"
-            carried.set("lr_scheduler_type", "lr_scheduler", full, "it wins over lr_scheduler")
-        elif name:
-            carried.set("lr_scheduler", "lr_scheduler", name)
-        if arguments:
-            text = " ".join(f"{key}={value}" for key, value in arguments.items())
-            carried.set("lr_scheduler_args", "lr_scheduler_args", text)
+    own = _OWN_CLASSES.get(path.rpartition(".")[2].lower(), "") if not path.startswith("torch.") and "." in path else ""
+    if own:
+        carried.set("lr_scheduler_type", "lr_scheduler", own, f"{path} is built in")
+        arguments = _own_arguments(carried, own, arguments, present.get("learning_rate"))
+    elif path:
+        full = path if "." in path else f"torch.optim.lr_scheduler.{path}"
+        carried.set("lr_scheduler_type", "lr_scheduler", full)
+    elif name.startswith("adafactor:"):
+        carried.set("lr_scheduler", "lr_scheduler", "adafactor", f"{name}: AdaFactor sets the rate by itself")
+    elif name:
+        carried.set("lr_scheduler", "lr_scheduler", name)
+    if arguments:
+        text = " ".join(f"{key}={value}" for key, value in arguments.items())
+        carried.set("lr_scheduler_args", "lr_scheduler_args", text)
     if name and path:
         carried.note("lr_scheduler", "explained", f"{name}: lr_scheduler_type wins over it")
     for option in ("lr_warmup_steps", "lr_decay_steps"):
@@ -55,15 +55,27 @@ def carry_schedule(carried: Carried, present: Mapping[str, Any]) -> None:
         carried.set("lr_warmup_ratio", "lr_warmup_steps", present["lr_warmup_ratio"], "a share of all steps")
 
 
-def _carry_own_arguments(carried: Carried, arguments: Mapping[str, str]) -> None:
+def _own_arguments(carried: Carried, schedule: str, arguments: Mapping[str, str], rate: Any) -> dict[str, str]:
+    """Arguments of a schedule that is built in, under our names; the lowest rate becomes a share of the rate."""
+    known = _RESTARTS_ARGUMENTS if schedule == _RESTARTS else {}
+    kept: dict[str, str] = {}
     for name, value in arguments.items():
-        if name in _OWN_ARGUMENTS:
-            carried.set(f"lr_scheduler_args {name}", _OWN_ARGUMENTS[name], value)
-        elif name in _LENGTHS:
-            text = "the cycles' length follows from lr_scheduler_num_cycles and the number of steps: set that one"
-            carried.note(f"lr_scheduler_args {name}", "lost", f"{value}: {text}")
+        share = _share(value, rate) if name == "min_lr" else None
+        if share is not None:
+            carried.set(f"lr_scheduler_args {name}", "lr_scheduler_min_lr_ratio", share, f"{value} of {rate}")
+        elif name in known:
+            kept[known[name]] = value
         else:
-            carried.note(f"lr_scheduler_args {name}", "lost", f"{value}: the schedule has no such argument here")
+            carried.note(f"lr_scheduler_args {name}", "lost", f"{value}: {schedule} takes no such argument here")
+    return kept
+
+
+def _share(value: Any, rate: Any) -> float | None:
+    try:
+        share = float(value) / float(rate)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return float(f"{share:.6g}") if 0 <= share <= 1 else None
 
 
 def share_or_steps(value: Any) -> Any:

@@ -147,8 +147,8 @@ def test_the_valid_ones_are_valid(tmp_path: Path) -> None:
 
 def report() -> DatasetReport:
     return DatasetReport(
-        pictures=3, captions=3, missing=0, repeats=6, buckets={(512, 512): 6}, mean_ar_error=0.0, folders=[],
-        problems=[], warnings=[], tag_frequency={},
+        pictures=3, captions=3, missing=0, repeats=6, batches_per_epoch=6, buckets={(512, 512): 6}, mean_ar_error=0.0,
+        folders=[], problems=[], warnings=[], tag_frequency={},
     )  # fmt: skip
 
 

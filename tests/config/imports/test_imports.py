@@ -58,7 +58,7 @@ network_module = "networks.lora"
 network_dim = 32
 network_alpha = 16
 network_args = ["conv_dim=8", "conv_alpha=4", "block_lr_zero_threshold=0.1"]
-optimizer_type = "prodigy"
+optimizer_type = "adamw8BIT"
 optimizer_args = ["decouple=True", "betas=(0.9, 0.99)"]
 text_encoder_lr = [5e-5]
 lr_warmup_steps = 0.1
@@ -74,7 +74,7 @@ def test_sd_scripts_toml_with_and_without_sections(text: str) -> None:
     assert differences(imported) == {
         "output_name": "cat", "train_data_dir": "pictures", "resolution": "512,768", "shuffle_caption": True,
         "keep_tokens": 1, "network_dim": 32, "network_alpha": 16.0, "conv_dim": 8, "conv_alpha": 4.0,
-        "optimizer_type": "Prodigy", "optimizer_args": "decouple=True betas=(0.9,0.99)", "text_encoder_lr": 5e-5,
+        "optimizer_type": "AdamW8bit", "optimizer_args": "decouple=True betas=(0.9,0.99)", "text_encoder_lr": 5e-5,
         "lr_warmup_steps": 0.1,
     }  # fmt: skip
     assert imported.base_model == "D:\\models\\anything-v3.safetensors"
@@ -371,10 +371,19 @@ def test_our_own_files_are_taken_as_they_are() -> None:
         ({"network_module": "lycoris.kohya", "network_args": ["algo=loha"]}, "algo: loha cannot be trained yet"),
         ({"network_module": "networks.lora_flux"}, "network_module: networks.lora_flux cannot be trained here"),
         ({"network_args": ["use_tucker=True"]}, "use_tucker: Tucker decomposition cannot be trained yet"),
+        (
+            {"network_args": ["mid_lr_weight=1", "block_lr_zero_threshold=low"]},
+            "block_lr_zero_threshold: 'low' is no number",
+        ),
+        ({"network_args": ["up_lr_weight=flat"]}, "up_lr_weight: 'flat' is no list of 12 numbers and no curve"),
         ({"network_args": ["dora_wd=True"]}, "dora_wd: DoRA cannot be trained yet"),
         ({"text_encoder_lr": [1e-5, 2e-5]}, "text_encoder_lr: 1e-05,2e-05: there is one rate for the text encoder"),
         ({"caption_extension": ".wd14"}, "caption_extension: .wd14: captions are read from .txt and .caption files"),
         ({"save_n_epoch_ratio": 5}, "save_n_epoch_ratio: 5: set save_every_n_epochs"),
+        (
+            {"sdxl": True, "network_args": ["block_dims=" + ",".join("8" * 25)]},
+            "block_dims: 8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8,8: SDXL has 23 blocks, and these are SD1's 25",
+        ),
         ({"config_file": "a.toml"}, "config_file: a.toml: settings stand in that file too"),
     ],
 )
@@ -393,9 +402,23 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
         ({"network_module": "networks.lora", "network_dim": 8}, {"conv_dim": None, "conv_alpha": None}),
         ({"network_args": "down_lr_weight=linear+0.25 mid_lr_weight=1,0.5,0.5 block_lr_zero_threshold=0.3"},
          {"block_lr": "1,0,0.375,0.5,0.625,0.75,0.875,1,1.125,1.25,1,0.5,0.5,1,1,1,1,1,1,1,1,1,1"}),
+        ({"sdxl": True, "network_args": ["down_lr_weight=cosine"]},
+         {"block_lr": "1,1,0.980785,0.92388,0.83147,0.707107,0.55557,0.382683,0.19509,0,1,1,1,1,1,1,1,1,1,1,1,1,1"}),
         ({"network_args": ["block_dims=" + ",".join("8" * 25)]}, {"block_dims": ",".join("8" * 25)}),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=10", "gamma=0.5"]},
          {"lr_scheduler": "torch.optim.lr_scheduler.StepLR", "lr_scheduler_args": "step_size=10 gamma=0.5"}),
+        ({"lr_scheduler_type": "cosine_annealing_warmup.CosineAnnealingWarmupRestarts",
+          "lr_scheduler_args": "T_0=100 gamma_min_lr=0.999 decay=0.9 down_factor=0.5 warmup_steps=10 cycle_warmup=5"},
+         {"lr_scheduler": "cosine_annealing_warmup_restarts",
+          "lr_scheduler_args": "T_0=100 gamma_min_lr=0.999 decay=0.9 down_factor=0.5 warmup_steps=10 cycle_warmup=5"}),
+        ({"lr_scheduler_type": "LoraEasyCustomOptimizer.CustomOptimizers.Rex", "learning_rate": 1e-4,
+          "lr_scheduler_args": {"min_lr": 1e-6}}, {"lr_scheduler": "rex", "lr_scheduler_min_lr_ratio": 0.01}),
+        ({"lr_scheduler_type": "a.CosineAnnealingWarmRestarts",
+          "lr_scheduler_args": {"first_cycle_steps": 50, "gamma": 0.9}},
+         {"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "T_0=50 decay=0.9"}),
+        ({"lr_scheduler": "adafactor:1e-3", "optimizer_type": "adafactor"},
+         {"lr_scheduler": "adafactor", "optimizer_type": "AdaFactor"}),
+        ({"ema_decay": 0.999, "on_out_of_memory": "retreat"}, {"ema_decay": 0.999, "on_out_of_memory": "retreat"}),
         ({"lr_warmup_steps": "5%", "lr_decay_steps": "100"}, {"lr_warmup_steps": 0.05, "lr_decay_steps": 100.0}),
         ({"base_weights": ["a.safetensors", "b.safetensors"], "base_weights_multiplier": [0.5, 1]},
          {"base_weights": "a.safetensors\nb.safetensors", "base_weights_multiplier": "0.5,1"}),
@@ -405,6 +428,7 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
         ({"scale_weight_norms": 0, "save_every_n_steps": 0, "noise_offset": 0, "conv_dim": 0},
          {"scale_weight_norms": None, "save_every_n_steps": None, "noise_offset": 0.0, "conv_dim": None}),
         ({"stop_text_encoder_training": -1}, {"network_train_unet_only": True}),
+        ({"optimizer_args": '"decouple=True" "betas=0.9,0.99"'}, {"optimizer_args": "decouple=True betas=0.9,0.99"}),
         ({"optimizer_type": "some.package.Class"}, {"optimizer_type": "some.package.Class"}),
         ({"use_lion_optimizer": True, "caption_extention": "txt", "resolution": [512, 512]},
          {"optimizer_type": "Lion", "caption_extension": ".txt", "resolution": "512"}),

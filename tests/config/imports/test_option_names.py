@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_ext.config.imports.carry import carry_over
+from lora_ext.config.imports.powershell import script_options
 from lora_ext.config.train_config import all_settings
 
 OPTIONS = """
@@ -77,3 +78,37 @@ def test_an_unknown_name_is_listed_with_its_neighbours() -> None:
     assert [str(note) for note in notes if note.kind == "unknown"] == [
         "unet_Ir: no option that is known here; did you mean unet_lr?"
     ]
+
+
+OLD_NAMES = """
+use_reentrant lowram mem_eff_attn xformers no_half_vae persistent_data_loader_workers max_data_loader_n_workers
+dataset_repeats vae logging_dir log_prefix
+"""
+
+
+@pytest.mark.parametrize("name", OLD_NAMES.split())
+def test_names_that_old_configurations_hold(name: str) -> None:
+    (note,) = [note for note in carry_over({name: "1"}).notes if note.name == name]
+    assert note.kind == ("mapped" if name in ("dataset_repeats", "vae", "logging_dir", "log_prefix") else "explained")
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting"),
+    [
+        ("num_epochs", "max_train_epochs"), ("train_batch_size", "train_batch_size"), ("scheduler", "lr_scheduler"),
+        ("lr_scheduler", "lr_scheduler"), ("optimizer_t", "optimizer_type"), ("lr_warmup_ratio", "lr_warmup_steps"),
+        ("lr_r_num_cycles", "lr_scheduler_num_cycles"), ("unet_lr", "unet_lr"), ("network_dim", "network_dim"),
+        ("text_encoder_lr", "text_encoder_lr"), ("network_alpha", "network_alpha"), ("clip_skip", "clip_skip"),
+        ("max_token_length", "max_token_length"), ("shuffle_caption", "shuffle_caption"),
+        ("image_dir", "train_data_dir"), ("keep_tokens", "keep_tokens"),
+        ("output_dir", "output_dir"), ("output_name", "output_name"),
+        ("save_every_n_epochs", "save_every_n_epochs"), ("noise_offset", "noise_offset"), ("resolution", "resolution"),
+        ("min_snr_gamma", "min_snr_gamma"),
+    ],
+)  # fmt: skip
+def test_variables_of_the_guides_scripts(variable: str, setting: str) -> None:
+    value = {"resolution": "512", "max_token_length": "150"}.get(variable, "1")
+    options, skipped = script_options(f"$ckpt = 'a.ckpt'\n${variable} = {value}\n")
+    carried = carry_over(options)
+    assert carried.base_model == "a.ckpt" and not skipped
+    assert [note.kind for note in carried.notes if note.setting == setting] == ["mapped"]
