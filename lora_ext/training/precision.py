@@ -37,9 +37,14 @@ def autocasting(config: TrainConfig, checkpoint: Checkpoint) -> AbstractContextM
     return nullcontext()
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether an NVIDIA or AMD card computes in bf16 itself (NVIDIA's from RTX 3000 on): newer torch emulates it."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError where the device cannot compute in the wanted precision."""
-    if config.memory.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if config.memory.mixed_precision == "bf16" and device.type == "cuda" and not has_bf16(device):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"mixed_precision = bf16: {name} has no bf16; set mixed_precision to fp16")
     if config.memory.mixed_precision == "fp16" and device.type != "cuda":

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.config.train_config import TrainConfig
+from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.networks.file import read_network
 from lora_ext.protocols import UserError
 from lora_ext.training import trainer
-from lora_ext.training.precision import computing_in, training_dtype
+from lora_ext.training.precision import check_precision, computing_in, training_dtype
 from lora_ext.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -108,3 +108,18 @@ def test_fp16_finds_a_factor_and_trains(checkpoint: Checkpoint, small_config: Ma
         rough = Trainer(checkpoint, config, tmp_path / "b").run()
     assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.01)
     assert rough.bad_steps == 0
+
+
+@pytest.mark.parametrize(("capability", "allowed"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((12, 0), True)])
+def test_bf16_wants_a_card_that_computes_in_it(
+    capability: tuple[int, int], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch counts what it emulates: an RTX 2080 (7.5) passes `is_bf16_supported` of newer versions."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    config = make_config({"mixed_precision": "bf16"})
+    if allowed:
+        check_precision(config, torch.device("cuda"))
+    else:
+        with pytest.raises(UserError, match="card has no bf16; set mixed_precision to fp16"):
+            check_precision(config, torch.device("cuda"))

@@ -22,6 +22,7 @@ from lora_ext.host.standalone.tensor_files import TensorFile, open_tensor_file
 from lora_ext.host.standalone.unet import UNet
 from lora_ext.host.standalone.vae import VAE
 from lora_ext.protocols import UserError
+from lora_ext.training.precision import has_bf16
 
 SCHEDULE_BUFFERS = re.compile(
     r"betas|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|logvar|lvlb_weights"
@@ -69,7 +70,7 @@ def choose_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:
     if dtype == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if has_bf16(device) else torch.float16
     if dtype not in DTYPE_NAMES:
         raise UserError(f"dtype {dtype!r} is unknown; allowed: auto, {', '.join(DTYPE_NAMES)}.")
     return DTYPE_NAMES[dtype]
