@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
 from lora_ext.config.sample_prompts import FILEWORDS, SamplePrompt
@@ -118,7 +120,12 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
             f"{checkpoint.name} is a checkpoint of kind {checkpoint.architecture} with "
             f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
         )
-    check_precision(config, checkpoint.device)
+    check_device(config, checkpoint.device)
     check_prediction(config, checkpoint)
     PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit
-    check_learning(config, checkpoint.device)
+
+
+def check_device(config: TrainConfig, device: torch.device) -> None:
+    """Raise UserError where the device does not compute as wanted, or the optimizer or schedule is not to be had."""
+    check_precision(config, device)
+    check_learning(config, device)

@@ -61,6 +61,10 @@ def test_what_is_wrong_is_said_at_once(runner: JobRunner, run_config: MakeConfig
         runner.start(run_config(""))
     with pytest.raises(UserError, match="no such folder"):
         runner.start(run_config(train_data_dir="/nowhere/at/all"))
+    with pytest.raises(UserError, match="optimizer_type = 'AdamV'"):
+        runner.start(run_config(optimizer_type="AdamV"))
+    with pytest.raises(UserError, match="mixed_precision = fp16"):
+        runner.start(run_config(mixed_precision="fp16"))
     with pytest.raises(ConfigError):
         run_config(network_dim=0)
     assert runner.registry.records() == [] and runner.status().record is None
