@@ -67,6 +67,7 @@ def add_class_pictures(wanted: ClassPictures, terms: Terms, scan: DatasetScan, s
         caption_file = path.with_suffix(".txt" if extension == "auto" else extension)
         subset.images.append(ImageEntry(path, width, height, order.prompt, caption_file, order=order))
         missing -= 1
+    subset.images.sort(key=lambda entry: entry.path.name)  # as they are found the next time
 
 
 def scan_class_folder(setting: str, text: str, wanted: int, terms: Terms, scan: DatasetScan, inspect: Inspect) -> Path:
