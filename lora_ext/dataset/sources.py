@@ -55,6 +55,11 @@ def scan_dataset(config: TrainConfig, inspect: Inspect = inspect_image) -> Datas
         raise UserError("\n".join(problems))
     scan.warnings += notes
     _leave_out_doubles(scan)
+    if all(subset.is_reg for subset in scan.subsets):
+        raise UserError(
+            f"{', '.join(subset.name for subset in scan.subsets)}: regularisation pictures alone (is_reg), without any "
+            "to train on: add a folder of the subject's pictures"
+        )
     scan.problems += mask_problems(scan) if config.loss.masked_loss else []
     return scan
 

@@ -272,6 +272,10 @@ def test_everything_that_is_wrong_is_said_at_once(scan: Scan) -> None:
             "[[datasets]]\nresolution = 1536\n[[datasets.subsets]]\nimage_dir = 'cat'",
             "subset 1: max_bucket_reso = 1024 is below the resolution 1536",
         ),
+        (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'cat'\nis_reg = true",
+            "^cat: regularisation pictures alone",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_files(scan: Scan, text: str, message: str) -> None:

@@ -77,6 +77,11 @@ def test_metadata_by_lines_beside_the_pictures(pictures: Path) -> None:
     assert [(entry.path.name, entry.caption) for entry in found.images] == [("a.png", "a cat"), ("b.jpg", "")]
 
 
+def test_a_key_that_names_no_file_is_a_problem(pictures: Path) -> None:
+    found = scan_file(pictures / "meta.json", {"/": {"caption": "x"}, str(pictures / "a.png"): {"caption": "y"}})
+    assert [problem.partition(": ")[2] for problem in found.problems] == [f"/: there is no such picture in {pictures}"]
+
+
 def test_missing_pictures_are_problems(pictures: Path) -> None:
     found = scan_file(pictures / "meta.json", {"a.png": {"caption": "x"}, "gone.png": {"caption": "y"}})
     assert found.problems == [f"{pictures / 'meta.json'}: gone.png: there is no such picture in {pictures}"]
@@ -120,6 +125,8 @@ def test_broken_metadata(pictures: Path, name: str, text: str, message: str) -> 
         ("a photo", "", ("", "cat"), True, "cat, a photo"),
         ("[filewords]", r"rin \(fate\)", ("", ""), False, "rin (fate)"),
         ("[filewords]", "concatenate", ("zbx", "cat"), False, "zbx, concatenate"),
+        ("[filewords]", "a cat sits", (r"z\1\q", "cat"), False, "z1q sits"),
+        ("[filewords]", "zbx sits", ("zbx", r"c\q"), True, "cq sits"),
     ],
 )
 def test_filewords(prompt: str, words: str, tokens: tuple[str, str], is_class: bool, expected: str) -> None:
