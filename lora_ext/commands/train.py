@@ -21,6 +21,7 @@ from lora_ext.config.presets import presets
 from lora_ext.config.sd_scripts_export import config_to_sd_scripts
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings
+from lora_ext.dataset.dataset_paths import given_path
 from lora_ext.protocols import Control, Events, UserError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 def output_folder(config: TrainConfig, home: Path) -> Path:
     """Where the network's files go: the settings' folder, or the home's own for networks."""
-    return Path(config.saving.output_dir).expanduser() if config.saving.output_dir else home / "models" / "Lora"
+    return given_path(config.saving.output_dir) if config.saving.output_dir.strip() else home / "models" / "Lora"
 
 
 def show_plan(prepared: PreparedRun, as_json: bool) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.dataset_paths import given_path
 from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
 from lora_ext.jobs.memory import memory_in_use
@@ -114,7 +115,7 @@ class RecordingEvents(Events):
 def output_folder(config: TrainConfig, host: Host) -> Path:
     """Where a run's files go: `output_dir`, or the host's folder for networks."""
     chosen = config.saving.output_dir.strip()
-    return Path(chosen).expanduser().resolve() if chosen else host.folders().networks[0]
+    return given_path(chosen).resolve() if chosen else host.folders().networks[0]
 
 
 def train_recorded(

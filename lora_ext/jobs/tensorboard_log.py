@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.dataset_paths import given_path
 from lora_ext.jobs.memory import memory_in_use
 from lora_ext.jobs.steps_file import RunningMean
 from lora_ext.protocols import EpochReport, Events, StepReport, UserError, ValidationReport
@@ -41,7 +42,7 @@ def log_folder(config: TrainConfig, run_folder: Path) -> Path:
     """Where the event files of a run go: a folder of its own, named by prefix and time, under the one that is set."""
     name = config.saving.log_prefix.strip() + time.strftime("%Y%m%d%H%M%S")
     chosen = config.saving.logging_dir.strip()
-    return (Path(chosen).expanduser() if chosen else run_folder / "tensorboard") / name
+    return (given_path(chosen) if chosen else run_folder / "tensorboard") / name
 
 
 class TensorBoardEvents(Events):

@@ -13,6 +13,7 @@ from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.dataset_paths import given_path
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
@@ -83,7 +84,7 @@ class PlanningDesk:
                 self._check_path("dataset_config", folder)
 
     def _check_path(self, name: str, text: str) -> None:
-        path = Path(text.strip()).expanduser().resolve()
+        path = given_path(text).resolve()
         roots = self.allowed_roots or ()
         if not any(path.is_relative_to(root.resolve()) for root in roots):
             there = ", ".join(str(root) for root in roots)
