@@ -217,6 +217,11 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
         for name in ("unet_lr", "loraplus_unet_lr_ratio", "block_lr"):
             if getattr(learning, name):
                 yield f"{name} has no effect, because network_train_text_encoder_only leaves the U-Net as it is"
+    if config.memory.caption_variants and "text_encoder_lr" in trained_rates(config):
+        yield (
+            f"caption_variants = {config.memory.caption_variants} has no effect, because the text encoder is trained "
+            "and encodes captions anew each time: switch network_train_unet_only on, or set caption_variants to 0"
+        )
     if saving.save_last_n_steps is not None and saving.save_every_n_steps is None:
         yield (
             f"save_last_n_steps = {saving.save_last_n_steps} has no effect without save_every_n_steps: set both, or "

@@ -78,6 +78,8 @@ def test_the_presets_give_one_reason_at_most(subject: Any, card: Any) -> None:
         ({"network_train_unet_only": True, "text_encoder_lr": 5e-5}, "text_encoder_lr has no effect",
          {"text_encoder_lr": None}),
         ({"network_train_text_encoder_only": True, "unet_lr": 5e-5}, "unet_lr has no effect", {"unet_lr": None}),
+        ({"caption_variants": 8}, "caption_variants = 8 has no effect, because the text encoder is trained",
+         {"network_train_unet_only": True}),
         ({"save_last_n_steps": 100}, "save_last_n_steps = 100 has no effect", {"save_every_n_steps": 50}),
     ],
 )  # fmt: skip
