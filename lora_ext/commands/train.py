@@ -138,7 +138,7 @@ def train(options: argparse.Namespace, prepared: PreparedRun) -> int:
 
     check_logs(prepared.config)
     host = open_host(options)
-    check_samplers(prepared.config, prepared.sample_prompts, host.samplers())
+    check_samplers(prepared.config, prepared.sample_prompts, host.samplers(), prepared.report.to_draw)
     run = RunRegistry(host.folders().runs).create_prepared(prepared, checkpoint=host.checkpoint_info().name)
     control = Control()
     events: Events = JsonLinesEvents() if options.json else TqdmEvents()

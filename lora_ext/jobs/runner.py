@@ -58,7 +58,7 @@ class JobRunner:
         device = self.host.checkpoint_info().device
         if device:
             check_device(config, torch.device(device))
-        check_samplers(config, prepared.sample_prompts, self.host.samplers())
+        check_samplers(config, prepared.sample_prompts, self.host.samplers(), prepared.report.to_draw)
         with self._lock:
             ahead = [job for job in (self._current, *self._waiting) if job is not None]
             checkpoint, note = self.host.checkpoint_info().name, _waiting_note(ahead, config)

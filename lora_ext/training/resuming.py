@@ -53,6 +53,7 @@ def facts_of(scan: DatasetScan, checkpoint: Checkpoint, base: Sequence[BaseNetwo
     """What tells whether the same thing is trained on: checkpoint, files merged into it, pictures."""
     return {
         "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+        "vae": checkpoint.vae_path.name if checkpoint.vae_path else "",
         "base_weights": [[each.file.path.name, each.multiplier, each.hash] for each in base],
         "pictures": [_told(member) for member in scan.members],
     }
@@ -66,6 +67,7 @@ def check_same_run(state: SavedState, prepared: PreparedRun, facts: Mapping[str,
     settings = _changed_settings(state.settings, flat_values(prepared.config))
     changes = [
         *_changed_checkpoint(state.facts, facts),
+        *(_changed_vae(state.facts, facts) if not prepared.config.memory.vae.strip() else ()),
         *_changed_pictures(state.facts["pictures"], facts["pictures"], with_options=not settings),
         *settings,
     ]
@@ -107,6 +109,12 @@ def _changed_checkpoint(then: Mapping[str, Any], now: Mapping[str, Any]) -> list
         ]
         changes.append(f"base_weights: {merged[0] or 'none'} then, {merged[1] or 'none'} now")
     return changes
+
+
+def _changed_vae(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has become of the VAE that is loaded with the checkpoint; it encodes where the settings name none."""
+    names = [each["vae"] or "the checkpoint's own" for each in (then, now)]
+    return [f"loaded VAE: {names[0]} then, {names[1]} now"] if names[0] != names[1] else []
 
 
 def _changed_pictures(then: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]], with_options: bool) -> list[str]:

@@ -124,6 +124,8 @@ def test_what_has_changed_is_named_and_refused(
     other = replace(checkpoint, name="other.safetensors", sha256="ab" * 32)
     with pytest.raises(UserError, match=r"checkpoint: tiny-sd1.* then, other.safetensors \(abababababa?\) now"):
         Trainer(other, with_resume(config), tmp_path / "out").run()
+    with pytest.raises(UserError, match=r"- loaded VAE: the checkpoint's own then, bright.vae.pt now\n"):
+        Trainer(replace(other, vae_path=tmp_path / "bright.vae.pt"), with_resume(config), tmp_path / "out").run()
     result, events = train(with_resume(changed, resume_anyway=True), "out")
     assert result.steps == 2 + 2 + 2 * 4 and events.steps[0] == 3
     assert any("learning_rate: 0.001 then, 0.5 now" in text for text in events.messages)
