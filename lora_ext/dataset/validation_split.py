@@ -33,8 +33,9 @@ def split_validation(
     parts = [_split(subset) for subset in scan.subsets]
     measured = [subset for _, subset in parts if subset.images]
     if not measured:
-        few = _too_few(scan)
-        return (replace(scan, warnings=[*scan.warnings, few]) if few else scan), None
+        warnings, problems = _too_few(scan), _nothing_to_stop_by(config)
+        told = replace(scan, problems=[*scan.problems, *problems], warnings=[*scan.warnings, *warnings])
+        return told, None
     trained = [subset for subset, _ in parts if subset.images]
     return replace(scan, subsets=trained), DatasetScan(measured)
 
@@ -78,18 +79,29 @@ def _trained_too(scan: DatasetScan, held_out: DatasetScan) -> list[str]:
     ]
 
 
-def _too_few(scan: DatasetScan) -> str:
-    """What is said where shares are so small that they come to no picture; empty where none is wanted."""
+def _too_few(scan: DatasetScan) -> list[str]:
+    """What is said of shares that are so small that they come to no picture."""
     asked = [subset for subset in scan.subsets if subset.options.validation_split > 0 and not subset.is_reg]
     if not asked:
-        return ""
+        return []
     largest = max(asked, key=lambda subset: len(subset.images))
     count = len(largest.images)
     raised = f"raise it to {math.ceil(100 / count) / 100:g}, or " if count > 1 else ""
-    return (
+    return [
         f"validation_split = {largest.options.validation_split:g} holds none of {count_of(count, 'picture')} out, so "
         f"that nothing is measured: {raised}give validation_data_dir"
-    )
+    ]
+
+
+def _nothing_to_stop_by(config: TrainConfig) -> list[str]:
+    """What is said of an early stop that is wanted, where nothing is measured."""
+    patience = config.samples.early_stopping_patience
+    if patience is None:
+        return []
+    return [
+        f"early_stopping_patience = {patience}: no picture is held out, so that the run would never end early; hold "
+        "some out (validation_split or validation_data_dir), or set early_stopping_patience to none"
+    ]
 
 
 def _split(subset: Subset) -> tuple[Subset, Subset]:

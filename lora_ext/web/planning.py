@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
+from lora_ext.checkpoint.text.emphasis import parse_emphasis
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
@@ -60,7 +62,8 @@ class PlanningDesk:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
         self.check_paths(config)
         scan, held_out = self._scan(config, fresh)
-        return Look(scan, make_report(scan, config, count_tokens), held_out)
+        counter = partial(count_tokens, weighted=config.captions.weighted_captions)
+        return Look(scan, make_report(scan, config, counter), held_out)
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
@@ -133,9 +136,11 @@ def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     return [(name, text) for name, text in paths if text.strip()]
 
 
-def count_tokens(caption: str) -> int:
-    """CLIP tokens of a caption, without the begin and end marks."""
-    return len(clip_tokenizer()(caption, add_special_tokens=False, verbose=False).input_ids)
+@lru_cache(maxsize=100_000)
+def count_tokens(caption: str, weighted: bool = False) -> int:
+    """CLIP tokens of a caption, without the begin and end marks, nor where it is `weighted` the emphasis's brackets."""
+    texts = [text for text, _ in parse_emphasis(caption, breaks=False)] if weighted else [caption]
+    return sum(len(clip_tokenizer()(text, add_special_tokens=False, verbose=False).input_ids) for text in texts)
 
 
 def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:

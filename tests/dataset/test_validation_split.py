@@ -102,7 +102,10 @@ def test_a_share_that_comes_to_no_picture_is_told() -> None:
     scan = DatasetScan([subset("5_cat", 8, 0.1), subset("1_animal", 30, 0.1, is_reg=True)], warnings=["one"])
     trained, held_out = split_validation(scan, make_config({}))
     assert held_out is None and trained.subsets == scan.subsets and trained.warnings[0] == "one"
-    assert "validation_split = 0.1 holds none of 8 pictures out" in trained.warnings[1]
+    assert "validation_split = 0.1 holds none of 8 pictures out" in trained.warnings[1] and trained.problems == []
+    patient = make_config({"early_stopping_patience": 3, "validation_split": 0.1})
+    (problem,) = split_validation(scan, patient)[0].problems
+    assert problem.startswith("early_stopping_patience = 3: no picture is held out")
     assert "raise it to 0.13, or give" in trained.warnings[1] and held_out_indices(8, 0.13, 42)
 
 

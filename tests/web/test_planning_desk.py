@@ -10,7 +10,7 @@ from PIL import Image
 
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.protocols import Host, UserError
-from lora_ext.web.planning import PlanningDesk
+from lora_ext.web.planning import PlanningDesk, count_tokens
 
 
 def desk(*roots: Path) -> PlanningDesk:
@@ -47,6 +47,17 @@ def test_changed_settings_are_looked_at(folder: Path, values: dict[str, Any], to
     second = here.look(config_of(folder, **values), fresh=False)
     assert second.scan is not first.scan and second.report.batches_per_epoch == told
     assert second.scan.subsets[0].terms != first.scan.subsets[0].terms
+
+
+def test_emphasis_counts_where_it_is_text(folder: Path) -> None:
+    caption = ", ".join(["(cat:1.2)"] * 40)
+    (folder / "2_cat" / "a.txt").write_text(caption, encoding="utf-8")
+    assert count_tokens(caption, weighted=True) == 40 + 39
+    plain, weighted = (
+        desk().look(config_of(folder, weighted_captions=value)).report.warnings for value in (False, True)
+    )
+    assert any("captions over 225 tokens" in text for text in plain)
+    assert not any("captions over 225 tokens" in text for text in weighted)
 
 
 def test_masks_are_asked_for_at_once(folder: Path, tmp_path: Path) -> None:
