@@ -71,7 +71,7 @@ def read_sources(config: TrainConfig) -> tuple[list[Source], list[str]]:
         return _folder_sources(config), []
     file = dataset_file(text)
     if file is not None and file.suffix.lower() == ".jsonl":
-        return [_metadata_source(config, file)], []
+        return [_metadata_source(config, file)], _not_used(config, "reg_data_dir", "num_class_images")
     document = _document(file, text)
     if isinstance(document, dict) and "concepts_list" in document:
         document = document["concepts_list"]
@@ -82,7 +82,7 @@ def read_sources(config: TrainConfig) -> tuple[list[Source], list[str]]:
     if not {"datasets", "general"} & document.keys() and _is_json(file, text):
         if file is None:
             raise UserError("dataset_config: metadata can only be read from a file: give the path of the .json")
-        return [_metadata_source(config, file)], []
+        return [_metadata_source(config, file)], _not_used(config, "reg_data_dir", "num_class_images")
     return _table_sources(config, document, file)
 
 
@@ -150,7 +150,7 @@ def _concept_sources(config: TrainConfig, document: list[Any], file: Path | None
     concepts, notes = read_concepts(document, name)
     terms = Terms(subset_options(config), run_sizing(config))
     sources = [_concept_source(concept, file, terms, config.learning.seed) for concept in concepts]
-    return sources, notes + _unused_folders(config)
+    return sources, notes + _not_used(config, "train_data_dir", "reg_data_dir", "num_class_images")
 
 
 def _concept_source(concept: Concept, file: Path | None, terms: Terms, seed: int) -> Source:
@@ -170,7 +170,9 @@ def _table_sources(
 ) -> tuple[list[Source], list[str]]:
     """The subsets of a dataset file of sd-scripts."""
     entries, notes = read_dataset_tables(document, file.name if file else "dataset_config", config)
-    return [_subset_source(entry, file) for entry in entries], notes + _unused_folders(config)
+    return [_subset_source(entry, file) for entry in entries], notes + _not_used(
+        config, "train_data_dir", "reg_data_dir", "num_class_images"
+    )
 
 
 def _subset_source(entry: SubsetEntry, file: Path | None) -> Source:
@@ -196,10 +198,9 @@ def _subset_source(entry: SubsetEntry, file: Path | None) -> Source:
     return Source(tuple(paths.values()), read)
 
 
-def _unused_folders(config: TrainConfig) -> list[str]:
-    """What is said of folders of the settings that a dataset file stands in for."""
-    settings = config.dataset
-    given = [name for name in ("train_data_dir", "reg_data_dir") if getattr(settings, name).strip()]
+def _not_used(config: TrainConfig, *names: str) -> list[str]:
+    """What is said of those of these settings that are given, and that a dataset file stands in for."""
+    given = [name for name in names if str(getattr(config.dataset, name)).strip() not in ("", "0")]
     return [f"{' and '.join(given)}: not used, because dataset_config says what is trained on"] if given else []
 
 

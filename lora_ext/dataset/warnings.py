@@ -38,7 +38,7 @@ class Inspected:
 
 def dataset_warnings(inspected: Inspected) -> list[str]:
     """All warnings, those of the folders first."""
-    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation, _masks_and_faces)
+    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation, _prefixed, _masks_and_faces)
     return [*inspected.scan.warnings, *(text for check in checks for text in check(inspected))]
 
 
@@ -216,6 +216,17 @@ def _regularisation(inspected: Inspected) -> Iterator[str]:
                 f"{pictures - used} of {pictures} regularisation pictures are not used: an epoch has {trained} "
                 "pictures to train on, and they come up no more often"
             )
+
+
+def _prefixed(inspected: Inspected) -> Iterator[str]:
+    """A trigger word that stands before the captions of the class is learned as the class."""
+    prefixed = [subset for subset in inspected.scan.subsets if subset.is_reg and subset.options.caption_prefix.strip()]
+    if prefixed:
+        yield (
+            f'caption_prefix = "{prefixed[0].options.caption_prefix}" stands before the captions of regularisation '
+            f"pictures too ({some_of([subset.name for subset in prefixed])}): if it is the subject's word, write it "
+            "into the subject's own captions instead"
+        )
 
 
 def _masks_and_faces(inspected: Inspected) -> Iterator[str]:

@@ -57,7 +57,8 @@ def test_metadata(pictures: Path, tmp_path: Path) -> None:
         "12 red hat.png": {},
     }
     found = scan_file(
-        tmp_path / "meta.json", document, train_data_dir=str(pictures), num_repeats=4, class_tokens="zbx"
+        tmp_path / "meta.json", document, train_data_dir=str(pictures), num_repeats=4, class_tokens="zbx",
+        reg_data_dir="reg", num_class_images=9,
     )  # fmt: skip
     (subset,) = found.subsets
     assert (subset.name, subset.repeats, subset.folder) == ("meta.json", 4, pictures)
@@ -68,6 +69,7 @@ def test_metadata(pictures: Path, tmp_path: Path) -> None:
     assert found.warnings == [
         "meta.json: train_resolution is not used: each picture's bucket is chosen anew",
         "meta.json: score: not used, unknown here",
+        "reg_data_dir and num_class_images: not used, because dataset_config says what is trained on",
     ]
 
 
