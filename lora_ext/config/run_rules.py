@@ -32,6 +32,12 @@ def run_contradictions(config: TrainConfig) -> Iterable[Contradiction]:
             ("dim_from_weights", "network_weights"),
             "dim_from_weights is on and network_weights is empty: name a file there, or switch dim_from_weights off",
         )
+    if any(sign in saving.log_prefix for sign in '<>:"/\\|?*\n'):
+        yield (
+            ("log_prefix",),
+            f"log_prefix = {saving.log_prefix!r}: it begins the name of a folder, which cannot hold any of "
+            '< > : " / \\ | ? *; the folder that it lies in is logging_dir',
+        )
     yield from _base_weights(network)
 
 

@@ -170,9 +170,8 @@ def _table_sources(
 ) -> tuple[list[Source], list[str]]:
     """The subsets of a dataset file of sd-scripts."""
     entries, notes = read_dataset_tables(document, file.name if file else "dataset_config", config)
-    return [_subset_source(entry, file) for entry in entries], notes + _not_used(
-        config, "train_data_dir", "reg_data_dir", "num_class_images"
-    )
+    notes += _not_used(config, "train_data_dir", "reg_data_dir", "num_class_images")
+    return [_subset_source(entry, file) for entry in entries], notes
 
 
 def _subset_source(entry: SubsetEntry, file: Path | None) -> Source:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.dataset.dataset import Batch
+from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.validation_split import split_validation
 from lora_ext.networks.file import read_network
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Control, Events, ValidationReport
 from lora_ext.training.diffusion import DiffusionLoss
 from lora_ext.training.noise import Draw
 from lora_ext.training.trainer import Trainer
-from lora_ext.training.validation import HeldOut, Validation, measured_timesteps
+from lora_ext.training.validation import HeldOut, Validation, held_out_pictures, measured_timesteps
 
 MakeConfig = Callable[..., TrainConfig]
 LATENTS = torch.zeros(2, 4, 8, 8)
@@ -174,6 +176,30 @@ def test_the_state_goes_through_json() -> None:
     assert again.reports == measured.reports and again.exhausted
     with pytest.raises(ValueError, match="not the measurements"):
         again.load_state_dict({"reports": [{"by_timestep": {}}]})
+
+
+def test_losses_of_other_pictures_are_not_gone_on_from() -> None:
+    measured, _, _ = validation([0.25])
+    measure(measured, 1)
+    others = replace(HELD_OUT, content="others")
+    diffusion = cast(DiffusionLoss, SimpleNamespace(config=make_config({})))
+    again = Validation(others, diffusion, cast(Network, nn.Module()), Told(), Control())
+    with pytest.raises(ValueError, match="other pictures were held out"):
+        again.load_state_dict(measured.state_dict())
+    assert again.reports == []
+
+
+def test_the_content_of_held_out_pictures(checkpoint: Checkpoint, small_config: MakeConfig) -> None:
+    def content(**values: Any) -> str:
+        config = small_config(resolution="32", validation_split=0.5, **values)
+        _, scan = split_validation(scan_dataset(config), config)
+        found = held_out_pictures(scan, checkpoint, config, Events(), Control())
+        assert found is not None
+        return found.content
+
+    first = content()
+    assert first == content(learning_rate=0.5, cache_latents=False, flip_aug=True)
+    assert len({first, content(seed=1), content(caption_prefix="x")}) == 3
 
 
 def test_nothing_held_out_is_never_measured() -> None:
