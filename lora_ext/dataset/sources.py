@@ -125,7 +125,7 @@ def _folder_sources(config: TrainConfig) -> list[Source]:
 def _scan_regularisation(config: TrainConfig, scan: DatasetScan, inspect: Inspect) -> None:
     """Add the regularisation pictures of the settings, those that are still to be drawn too."""
     settings = config.dataset
-    wanted, prompt = settings.num_class_images, settings.class_prompt.strip()
+    wanted, prompt = settings.num_class_images, " ".join(settings.class_prompt.split())
     options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="", num_repeats=1)
     terms = Terms(options, run_sizing(config), is_reg=True)
     folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect)

@@ -72,8 +72,24 @@ def _captions(inspected: Inspected) -> Iterator[str]:
             f"{_of(longer, total)} with captions of several lines: only the first is trained; "
             "put everything into one line"
         )
+    framed = [member.entry for member in inspected.members if _is_framed_in_lines(member)]
+    if framed:
+        yield (
+            f"{_of(framed, total)} with captions of several lines: caption_prefix stands before the first of them and "
+            "caption_suffix after the last one alone, as in sd-scripts; write both into every line instead"
+        )
     if inspected.token_counter is not None:
         yield from _long_captions(inspected, inspected.token_counter)
+
+
+def _is_framed_in_lines(member: Member) -> bool:
+    """Whether one of a caption's lines is taken each time, and not all of them have its prefix and suffix."""
+    options = member.subset.options
+    return (
+        options.enable_wildcard
+        and bool(options.caption_prefix or options.caption_suffix)
+        and ("\n" in member.entry.caption)
+    )
 
 
 def _long_captions(inspected: Inspected, token_counter: Callable[[str], int]) -> Iterator[str]:

@@ -61,6 +61,11 @@ def test_a_plain_dataset_gives_no_warning() -> None:
     [
         ([entry("a.png", file=False)], {}, '1_girl: 1 of 1 pictures (a.png) without a caption file: trained as "girl"'),
         ([entry("a.png", caption="")], {}, "1 of 1 pictures (a.png) with an empty caption file"),
+        (
+            [entry("a.png", caption="a\nb", further_caption_lines=1)],
+            {"enable_wildcard": True, "caption_suffix": "x"},
+            "1 of 1 pictures (a.png) with captions of several lines: caption_prefix stands before the first",
+        ),
         ([entry("a.png", further_caption_lines=2)], {}, "1 of 1 pictures (a.png) with captions of several lines"),
         ([entry("a.png", caption=r"rin \(fate\)")], {}, r"1 of 1 pictures (a.png) with escaped brackets \( \)"),
         ([entry("a.png", caption="blue_eyes, ^_^, >_<")], {}, "underscores in tags (blue_eyes): "),
