@@ -107,7 +107,7 @@ def _long_captions(inspected: Inspected, token_counter: Callable[[str], int]) ->
 def _tags(inspected: Inspected) -> Iterator[str]:
     total = len(inspected.entries)
     escaped = [entry for entry in inspected.entries if _ESCAPED_BRACKET.search(entry.caption)]
-    if escaped:
+    if escaped and not inspected.config.captions.weighted_captions:  # which reads them as prompts are read
         yield (
             f"{_of(escaped, total)} with escaped brackets \\( \\) in their captions: training reads the backslash "
             "literally; remove the backslashes from the caption files"
