@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
@@ -29,8 +32,10 @@ from lora_ext.protocols import (
     UserError,
     ValidationReport,
 )
+from lora_ext.training.checks import PreparedRun, check_device
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.run import TrainingResult
+from lora_ext.training.samples import check_samplers
 from lora_ext.training.trainer import Trainer
 
 _SECONDS_BETWEEN_WRITES = 2.0
@@ -113,8 +118,16 @@ class RecordingEvents(Events):
 
 def output_folder(config: TrainConfig, host: Host) -> Path:
     """Where a run's files go: `output_dir`, or the host's folder for networks."""
-    chosen = config.saving.output_dir.strip()
-    return Path(chosen).expanduser().resolve() if chosen else host.folders().networks[0]
+    chosen = config.saving.output_dir
+    return given_path(chosen).resolve() if chosen.strip() else host.folders().networks[0]
+
+
+def check_host(prepared: PreparedRun, host: Host) -> None:
+    """Raise UserError where the host cannot do what the settings ask for: its device, its samplers."""
+    device = host.checkpoint_info().device
+    if device:
+        check_device(prepared.config, torch.device(device))
+    check_samplers(prepared.config, prepared.sample_prompts, host.samplers())
 
 
 def train_recorded(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.memory import memory_in_use
 from lora_ext.jobs.steps_file import RunningMean
@@ -40,8 +41,8 @@ def summary_writer() -> Callable[[str], Any]:
 def log_folder(config: TrainConfig, run_folder: Path) -> Path:
     """Where the event files of a run go: a folder of its own, named by prefix and time, under the one that is set."""
     name = config.saving.log_prefix.strip() + time.strftime("%Y%m%d%H%M%S")
-    chosen = config.saving.logging_dir.strip()
-    return (Path(chosen).expanduser() if chosen else run_folder / "tensorboard") / name
+    chosen = config.saving.logging_dir
+    return (given_path(chosen) if chosen.strip() else run_folder / "tensorboard") / name
 
 
 class TensorBoardEvents(Events):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
+from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
@@ -83,7 +84,7 @@ class PlanningDesk:
                 self._check_path("dataset_config", folder)
 
     def _check_path(self, name: str, text: str) -> None:
-        path = Path(text.strip()).expanduser().resolve()
+        path = given_path(text).resolve()
         roots = self.allowed_roots or ()
         if not any(path.is_relative_to(root.resolve()) for root in roots):
             there = ", ".join(str(root) for root in roots)
@@ -111,10 +112,11 @@ class PlanningDesk:
 def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     """Every path that the settings name, with the name of its setting.
 
-    What may also be the name of a network or a run, and holds no separator, is looked up in the program's own folders.
+    What may also be the name of a network or a run, and holds no sign of a path, is looked up in the program's own
+    folders.
     """
     dataset, network, saving = config.dataset, config.network, config.saving
-    description = dataset.dataset_config.strip()
+    description = dataset.dataset_config.strip().strip('"')
     paths = [
         ("train_data_dir", dataset.train_data_dir),
         ("dataset_config", "" if "\n" in description or description[:1] in ("[", "{") else description),
@@ -128,7 +130,7 @@ def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     ]
     named = [("network_weights", network.network_weights), ("resume", saving.resume)]
     named += [("base_weights", line) for line in network.base_weights.splitlines()]
-    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\")]
+    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\:")]
     return [(name, text) for name, text in paths if text.strip()]
 
 
