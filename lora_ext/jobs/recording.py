@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -80,9 +81,10 @@ class RecordingEvents(Events):
         self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
 
     def validated(self, report: ValidationReport) -> None:
-        """Append the measurement; enter which epoch is the best one so far."""
+        """Append the measurement; enter which epoch is the best one so far, where one had a loss at all."""
         self._try(lambda: self.run.validations.append(report))
-        self.enter(best_epoch=report.best_epoch, best_loss=report.best_loss)
+        if math.isfinite(report.best_loss):
+            self.enter(best_epoch=report.best_epoch, best_loss=report.best_loss)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Enter the file, and leave out those that are no longer there."""
