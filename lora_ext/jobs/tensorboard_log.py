@@ -25,16 +25,19 @@ def check_logs(config: TrainConfig) -> None:
 
 
 def summary_writer() -> Callable[[str], Any]:
-    """What makes a writer of event files; UserError where no package for that is installed."""
+    """What makes a writer of event files; UserError where no package for that is installed, or works."""
+    reason = "neither tensorboard nor tensorboardX is installed here"
     for module in ("torch.utils.tensorboard", "tensorboardX"):
         try:
             writer: Callable[[str], Any] = importlib.import_module(module).SummaryWriter
             return writer
         except ImportError:
             continue
+        except Exception as error:  # as tensorboard raises beside a protobuf of another age
+            reason = f"{module} cannot be used here ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     raise UserError(
-        "log_with = tensorboard: neither tensorboard nor tensorboardX is installed here; install one of them into this "
-        "program's environment (pip install tensorboard), or set log_with = csv"
+        f"log_with = tensorboard: {reason}; install one of them into this program's environment (pip install "
+        "tensorboard), or set log_with = csv"
     )
 
 

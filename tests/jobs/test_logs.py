@@ -223,6 +223,15 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_start(monkeypatch: p
         check_logs(make_config({"log_with": "tensorboard"}))
 
 
+def test_a_log_whose_package_is_broken_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> types.ModuleType:
+        raise TypeError("Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, …")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(UserError, match="TypeError: Descriptors cannot be created directly.\\); install"):
+        check_logs(make_config({"log_with": "tensorboard"}))
+
+
 def test_where_tensorboards_files_go(tmp_path: Path) -> None:
     inside = log_folder(make_config({}), tmp_path)
     assert inside.parent == tmp_path / "tensorboard" and inside.name.isdigit()
