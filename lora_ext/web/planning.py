@@ -65,7 +65,13 @@ class PlanningDesk:
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
         look = self.look(config, fresh)
-        return look, make_plan(config, look.report, output_folder(config, self.host))
+        try:
+            return look, make_plan(config, look.report, output_folder(config, self.host))
+        except OSError as error:  # a name that no file system takes
+            raise UserError(
+                f"output_dir = {config.saving.output_dir}: this folder cannot be looked into "
+                f"({error.strerror or error}): choose another"
+            ) from error
 
     def check_paths(self, config: TrainConfig) -> None:
         """Raise UserError where the settings, or what they name, lead out of the allowed folders."""
