@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import ClassPictures, add_class_pictures, scan_class_folder
 from lora_ext.dataset.concepts import Concept, read_concepts, scan_concept
-from lora_ext.dataset.dataset_paths import check_path_in_file, given_path, is_there, path_in_file
+from lora_ext.dataset.dataset_paths import check_path_in_file, is_there, path_in_file
 from lora_ext.dataset.dataset_toml import SubsetEntry, read_dataset_tables
 from lora_ext.dataset.folder_scan import FolderReader, Inspect, existing_folder, scan_folder
 from lora_ext.dataset.folders import DatasetScan, Terms

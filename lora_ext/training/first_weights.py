@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import TRAINING, Delta
+from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.config.run_rules import base_networks
 from lora_ext.networks.file import NetworkFile, model_hash, read_network
@@ -38,7 +39,7 @@ class BaseNetwork:
 
 def find_network(setting: str, name: str, folders: Sequence[Path]) -> Path:
     """The file that a setting means: a path, or a name in these folders; UserError where there is none."""
-    path = Path(name).expanduser()
+    path = given_path(name)
     if path.is_file():
         return path
     found = NetworkLibrary(folders).find(path.stem if path.suffix == ".safetensors" else name)

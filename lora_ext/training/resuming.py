@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig, all_settings, flat_values
 from lora_ext.dataset.folders import DatasetScan, Member
 from lora_ext.protocols import UserError
@@ -44,8 +45,8 @@ def find_state(config: TrainConfig, output_dir: Path) -> SavedState | None:
                 "save_state is on"
             )
         return read_state(found)
-    folder = Path(wanted).expanduser()
-    inside = output_dir / wanted
+    folder = given_path(wanted)
+    inside = output_dir / folder
     return read_state(inside if inside.is_dir() and not folder.is_dir() else folder)
 
 

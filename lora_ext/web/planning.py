@@ -12,10 +12,10 @@ from typing import Any
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.checkpoint.text.emphasis import parse_emphasis
+from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.dataset.dataset_paths import given_path
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.dataset.inspection import RememberedFacts
 from lora_ext.dataset.options import Sizing, SubsetOptions, run_sizing, subset_options
@@ -68,7 +68,13 @@ class PlanningDesk:
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
         look = self.look(config, fresh)
-        return look, make_plan(config, look.report, output_folder(config, self.host))
+        try:
+            return look, make_plan(config, look.report, output_folder(config, self.host))
+        except OSError as error:  # a name that no file system takes
+            raise UserError(
+                f"output_dir = {config.saving.output_dir}: this folder cannot be looked into "
+                f"({error.strerror or error}): choose another"
+            ) from error
 
     def check_paths(self, config: TrainConfig) -> None:
         """Raise UserError where the settings, or what they name, lead out of the allowed folders."""
@@ -87,7 +93,10 @@ class PlanningDesk:
                 self._check_path("dataset_config", folder)
 
     def _check_path(self, name: str, text: str) -> None:
-        path = given_path(text).resolve()
+        try:
+            path = given_path(text).resolve()
+        except (OSError, RuntimeError) as error:  # no right to follow it, or links in a circle
+            raise UserError(f"{name} = {text}: this path cannot be followed ({error}): choose another") from error
         roots = self.allowed_roots or ()
         if not any(path.is_relative_to(root.resolve()) for root in roots):
             there = ", ".join(str(root) for root in roots)
@@ -115,10 +124,11 @@ class PlanningDesk:
 def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     """Every path that the settings name, with the name of its setting.
 
-    What may also be the name of a network or a run, and holds no separator, is looked up in the program's own folders.
+    What may also be the name of a network or a run, and holds no sign of a path, is looked up in the program's own
+    folders.
     """
     dataset, network, saving = config.dataset, config.network, config.saving
-    description = dataset.dataset_config.strip()
+    description = dataset.dataset_config.strip().strip('"')
     paths = [
         ("train_data_dir", dataset.train_data_dir),
         ("dataset_config", "" if "\n" in description or description[:1] in ("[", "{") else description),
@@ -132,7 +142,7 @@ def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     ]
     named = [("network_weights", network.network_weights), ("resume", saving.resume)]
     named += [("base_weights", line) for line in network.base_weights.splitlines()]
-    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\")]
+    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\:")]
     return [(name, text) for name, text in paths if text.strip()]
 
 

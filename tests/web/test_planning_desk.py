@@ -67,6 +67,22 @@ def test_masks_are_asked_for_at_once(folder: Path, tmp_path: Path) -> None:
     assert "a.png" in here.look(config_of(folder, **masks, masked_loss=True), fresh=False).report.problems[0]
 
 
+def test_every_path_is_looked_at_as_the_run_reads_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quotes around a path, as Windows copies it, make it no name in the working directory, which is open."""
+    monkeypatch.chdir(folder)
+    outside = f'"{tmp_path / "outside"}"'
+    names = ("reg_data_dir", "output_dir", "logging_dir", "vae", "network_weights", "base_weights", "resume")
+    for name, text in [*((name, outside) for name in names), ("sample_prompts", f'"{tmp_path / "a.txt"}"'),
+                       ("dataset_config", f'"{tmp_path / "a.toml"}"'), ("output_dir", "~nobody/../..")]:  # fmt: skip
+        with pytest.raises(UserError, match=f"{name} = .*not open to the page"):
+            desk(folder).check_paths(config_of(folder, **{name: text}))
+    desk(folder).check_paths(config_of(folder, output_dir=f'"{folder / "out"}"', network_weights="cat"))
+    with pytest.raises(UserError, match="log_prefix = .*a folder's name"):
+        config_of(folder, log_prefix="../../elsewhere/")
+
+
 def test_a_dataset_file_may_not_lead_outside(folder: Path, tmp_path: Path) -> None:
     text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{}'"
     inside = config_of(folder, train_data_dir="", dataset_config=text.format(folder / "2_cat"))

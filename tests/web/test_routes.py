@@ -272,9 +272,8 @@ def test_every_path_of_the_settings_obeys_the_desk(
     with pytest.raises(UserError, match=f"{name} = .*this folder is not open to the page"):
         desk.check_paths(make_config({**inside, name: elsewhere}))
     monkeypatch.chdir(drawn_dataset)  # of which a path in quotes would be a part, if they were no quotes
-    if name not in ("sample_prompts", "dataset_config"):  # in quotes the one is a prompt, the other is not there
-        with pytest.raises(UserError, match=f"{name} = .*this folder is not open to the page"):
-            desk.check_paths(make_config({**inside, name: f'"{elsewhere}"'}))
+    with pytest.raises(UserError, match=f"{name} = .*this folder is not open to the page"):
+        desk.check_paths(make_config({**inside, name: f'"{elsewhere}"'}))
     if name != "dataset_config":  # that one is read at once
         desk.check_paths(make_config({**inside, name: str(drawn_dataset / "secret.txt")}))
 
