@@ -184,7 +184,7 @@ class RateRun:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             while self._scheduler_steps < step:
-                self.scheduler.step()
+                _step(self.scheduler, self._scheduler_steps + 1)
                 self._scheduler_steps += 1
 
 
@@ -212,6 +212,22 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any
     return scheduler
 
 
+def _step(scheduler: Any, number: int) -> None:
+    """A scheduler's step; UserError where it fails: OneCycleLR does beyond the steps that it was told of."""
+    try:
+        scheduler.step()
+    except Exception as error:  # whatever a scheduler's class raises
+        raise UserError(
+            f"lr_scheduler: {type(scheduler).__name__} fails at step {number} of the run ({error}): correct "
+            "lr_scheduler_args, or choose another"
+        ) from error
+
+
+def check_schedule(config: TrainConfig, total_steps: int) -> None:
+    """Raise UserError where the schedule is not to be had, or fails within the steps of a run."""
+    learning_rate_curve(config, total_steps, every=total_steps)
+
+
 def learning_rate_curve(config: TrainConfig, total_steps: int, every: int = 1) -> dict[str, list[float]]:
     """Rates by label over the steps of a run, each `every`th of them, exactly as they will be set.
 
@@ -225,14 +241,12 @@ def learning_rate_curve(config: TrainConfig, total_steps: int, every: int = 1) -
         optimizer = torch.optim.SGD(groups, lr=1.0)  # it is not stepped: any one holds the rates
     run = RateRun(optimizer, config, total_steps)
     curve: dict[str, list[float]] = {group["label"]: [] for group in groups}
-    for step in range(total_steps):
-        if run.scheduler is None and step % every:
-            continue
+    for step in range(0, total_steps, every):
         run.begin_step(step)
-        if step % every == 0:
-            rates = run.rates()
-            for label, points in curve.items():
-                points.append(rates[label])
+        rates = run.rates()
+        for label, points in curve.items():
+            points.append(rates[label])
+    run.begin_step(total_steps - 1)
     return curve
 
 

@@ -75,6 +75,15 @@ def test_a_run_begins_with_a_file(
     assert float(after[next(name for name in after if name.endswith("alpha"))]) == 3.0
 
 
+def test_an_average_begins_with_the_file(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    first = write_lora(tmp_path / "first.safetensors", checkpoint, 4, 1)
+    config = small_config(network_weights=str(first), learning_rate=1e-9, ema_decay=0.9)
+    written, _ = train_one_step(checkpoint, config, tmp_path)
+    before, after = read_network(first).tensors, read_network(written).tensors
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-7)
+
+
 def test_another_rank_is_refused_or_taken_from_the_file(
     checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -15,8 +15,9 @@ from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target
 from lora_ext.protocols import UserError
 from lora_ext.training.averaging import WeightAverage
-from lora_ext.training.learning import Learning, check_learning
-from lora_ext.training.optimizers import optimizer_problem
+from lora_ext.training.learning import Learning
+from lora_ext.training.optimizers import check_optimizer, optimizer_problem
+from lora_ext.training.rates import check_schedule
 from lora_ext.training.state_trees import pack, unpack
 
 STEPS = 8
@@ -154,18 +155,26 @@ def test_max_norm_is_held_and_told() -> None:
 
 def test_what_is_wrong_is_found_before_the_start() -> None:
     cpu = torch.device("cpu")
-    check_learning(make_config({}), cpu)
+    check_optimizer(make_config({}).learning, cpu)
     for values, words in [
         ({"optimizer_type": "Nothing"}, "Nothing"),
-        ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
         ({"optimizer_args": "no=1"}, "AdamW has no no"),
     ]:
         with pytest.raises(UserError, match=words):
-            check_learning(make_config(values), cpu)
+            check_optimizer(make_config(values).learning, cpu)
+    one_cycle = {"lr_scheduler": "torch.optim.lr_scheduler.OneCycleLR"}
+    check_schedule(make_config({**one_cycle, "lr_scheduler_args": "max_lr=0.1 total_steps=8"}), STEPS)
+    for values, words in [
+        ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
+        ({**one_cycle, "lr_scheduler_args": "max_lr=0.1 total_steps=6"}, "OneCycleLR fails at step 7 of the run"),
+        ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_warmup_steps": 10}, "cycles of -2 steps"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            check_schedule(make_config(values), STEPS)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.9, 100])
 @pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine_annealing_warmup_restarts"])
 def test_a_schedule_of_many_cycles_is_no_mistake(schedule: str, warmup: float) -> None:
     values = {"lr_scheduler": schedule, "lr_scheduler_num_cycles": 4, "lr_warmup_steps": warmup}
-    check_learning(make_config(values), torch.device("cpu"))
+    check_schedule(make_config(values), 104)
