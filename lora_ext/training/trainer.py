@@ -108,7 +108,7 @@ class Trainer:
         first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
         prepared = self._with_class_pictures(prepared)
-        facts = facts_of(prepared.scan, checkpoint, base)
+        facts = facts_of(prepared.scan, checkpoint, base, config.loss.masked_loss)
         changes = check_same_run(state, prepared, facts) if state else []
         source = state.network if state else first.tensors if first else None
         like = source if config.network.dim_from_weights else None
