@@ -29,7 +29,8 @@ def split_validation(
     parts = [_split(subset) for subset in scan.subsets]
     measured = [subset for _, subset in parts if subset.images]
     if not measured:
-        return scan, None
+        shares = [subset.options.validation_split for subset, _ in parts if not subset.is_reg]
+        return (replace(scan, warnings=[*scan.warnings, _too_few(max(shares))]) if any(shares) else scan), None
     trained = [subset for subset, _ in parts if subset.images]
     return replace(scan, subsets=trained), DatasetScan(measured)
 
@@ -59,6 +60,13 @@ def held_out_indices(count: int, share: float, seed: int) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return sorted(order[math.ceil(count * (1 - share)) :])
+
+
+def _too_few(share: float) -> str:
+    return (
+        f"validation_split = {share:g} holds out no picture: of each folder whole pictures are taken, and all have too "
+        "few; set a larger share, or give validation_data_dir"
+    )
 
 
 def _split(subset: Subset) -> tuple[Subset, Subset]:

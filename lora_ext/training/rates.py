@@ -82,7 +82,8 @@ def rate_groups(config: TrainConfig) -> list[RateGroup]:
 def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, Any]]:
     """The optimizer's groups over the adapters' parameters: `params`, `lr`, `initial_lr`, `part`, `label`.
 
-    Adapters of blocks with a factor of 0, which a file may have brought, are in none: they stay as they are.
+    Adapters of blocks with a factor of 0, which a file may have brought, are in none and take no gradient: they stay as
+    they are.
     """
     members: dict[RateGroup, list[Tensor]] = {}
     factors = block_factors(config)
@@ -93,6 +94,8 @@ def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -
         if groups:
             members.setdefault(groups[0], []).append(adapter.lora_down.weight)
             members.setdefault(groups[-1], []).append(adapter.lora_up.weight)
+        else:
+            adapter.requires_grad_(False)
     if not members:
         raise UserError("nothing is left to train: block_lr is 0 for every block of this network; leave one of them in")
     return [_group(group, members[group]) for group in sorted(members, key=_order)]

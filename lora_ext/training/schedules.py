@@ -48,6 +48,13 @@ def warmup_steps(setting: float, total_steps: int) -> int:
     return int(setting * total_steps) if setting < 1 else int(setting)
 
 
+def warms_up(settings: LearningSettings) -> bool:
+    """Whether `lr_warmup_steps` acts: on the named schedules alone, where the optimizer leaves a choice."""
+    name = schedule_name(settings)
+    chosen = not is_schedule_free(settings) and not sets_its_own_rate(settings)
+    return chosen and "." not in name and name != "piecewise_constant"
+
+
 def schedule_name(settings: LearningSettings) -> str:
     """The schedule that acts: some optimizers leave no choice, and the guides' class is one of ours."""
     if is_schedule_free(settings):

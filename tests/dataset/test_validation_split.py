@@ -77,6 +77,14 @@ def test_nothing_is_held_out_without_a_share() -> None:
     assert split_validation(scan, make_config({})) == (scan, None)
 
 
+def test_a_share_of_less_than_a_picture_is_told() -> None:
+    scan = DatasetScan([subset("5_cat", 5, 0.1), subset("1_animal", 50, 0.1, is_reg=True)], warnings=["kept"])
+    trained, held_out = split_validation(scan, make_config({}))
+    assert held_out is None and trained.subsets == scan.subsets
+    kept, told = trained.warnings
+    assert kept == "kept" and told.startswith("validation_split = 0.1 holds out no picture")
+
+
 def test_a_folder_of_held_out_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "4_held"
     folder.mkdir()

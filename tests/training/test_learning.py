@@ -153,6 +153,23 @@ def test_max_norm_is_held_and_told() -> None:
     assert learning().norm_report() is None
 
 
+def test_adapters_of_blocks_that_are_left_out_stay_as_they_are() -> None:
+    """A file may have brought them."""
+    targets = [Target("a", module(6), 2, 2.0, "unet", 4), Target("b", module(5), 2, 2.0, "unet", 5)]
+    network = Network(targets, torch.Generator().manual_seed(0))
+    for adapter in network.adapters.values():
+        adapter.lora_up.weight.data.fill_(1.0)
+    factors = ",".join("0" if block == 5 else "1" for block in range(25))
+    config = make_config({"block_lr": factors, "scale_weight_norms": 0.01, "learning_rate": 0.05})
+    made = Learning(network, config, STEPS)
+    before = network.state_dict_for_file()
+    take_step(made, 0)
+    after = network.state_dict_for_file()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"a.lora_down.weight", "a.lora_up.weight"}
+    assert not any(parameter.requires_grad for parameter in network.adapters["b"].parameters())
+
+
 def test_what_is_wrong_is_found_before_the_start() -> None:
     cpu = torch.device("cpu")
     check_optimizer(make_config({}).learning, cpu)
