@@ -85,7 +85,10 @@ class Learning:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, for the same network."""
         self._rates.load_state_dict(state["schedule"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self._optimizer_state.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if self._average is not None:
             known = state.get("average", {"updates": 0, "weights": self._parameters})  # it was off, perhaps
             self._average.updates = known["updates"]

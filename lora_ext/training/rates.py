@@ -167,11 +167,11 @@ class RateRun:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """How far a scheduler's class has come; named schedules know nothing but the step."""
-        return {} if self.scheduler is None else {"steps": self._scheduler_steps}
+        """How far a scheduler's class has come, or would have; named schedules know nothing but the step."""
+        return {"steps": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, before the optimizer takes its own state over.
+        """Go on from what `state_dict` gave; the rates that this sets are the run's, not those in an optimizer's state.
 
         A scheduler goes through its steps again: what it knows may be functions, which no state can keep, and comes
         from the steps alone.

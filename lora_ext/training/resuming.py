@@ -28,6 +28,7 @@ _IRRELEVANT = frozenset({
     "gradient_checkpointing", "on_out_of_memory", "cache_latents", "cache_latents_to_disk", "vae_batch_size",
     "stop_after_bad_steps",
 })  # fmt: skip
+_ALPHAS = frozenset({"network_alpha", "conv_alpha", "block_alphas", "conv_block_alphas"})
 _KEEPING_CAPTIONS = frozenset({"cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"})
 """With `caption_variants` these decide whether captions are versions that are kept, or new ones each time."""
 
@@ -153,7 +154,8 @@ def _changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         if declared.group in _IRRELEVANT_GROUPS or irrelevant or then[name] == now[name]:
             continue
         more = name == "max_train_epochs" and None not in (then[name], now[name]) and now[name] > then[name]
-        note = " (the schedule stretches over all of them)" if more else ""
+        kept = " (the state's stay)" if name in _ALPHAS else ""
+        note = " (the schedule stretches over all of them)" if more else kept
         changes.append(f"{name}: {then[name]} then, {now[name]} now{note}")
     return changes
 

@@ -41,7 +41,7 @@ def take_step(made: Learning, step: int) -> None:
     for number, parameter in enumerate(made.network.parameters()):
         generator = torch.Generator().manual_seed(100 * step + number)
         if parameter.requires_grad:
-            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
+            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator).to(parameter)
     made.optimizer.step()
     made.optimizer.zero_grad(set_to_none=True)
 
@@ -151,6 +151,35 @@ def test_max_norm_is_held_and_told() -> None:
         delta = adapter.lora_up.weight @ adapter.lora_down.weight * adapter.scale
         assert float(delta.detach().norm()) == pytest.approx(0.3, rel=1e-5)
     assert learning().norm_report() is None
+
+
+EXPONENTIAL = {"lr_scheduler": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": "gamma=0.5"}
+
+
+@pytest.mark.parametrize("values", [EXPONENTIAL, {**EXPONENTIAL, "learning_rate": 0.4}])
+def test_a_run_may_go_on_with_another_schedule(values: dict[str, Any]) -> None:
+    before, after = learning(), learning(**values)
+    for step in range(3):
+        take_step(before, step)
+    after.load_state_dict(before.state_dict())
+    after.begin_step(3)
+    assert after.rates()["unet"] == pytest.approx(values.get("learning_rate", 0.05) / 8)
+    assert all(float(state["step"]) == 3 for state in after.optimizer.state.values())
+
+
+def test_a_run_may_go_on_in_another_precision() -> None:
+    before, after = learning(), learning()
+    take_step(before, 0)
+    after.network.cast(torch.bfloat16)
+    after.load_state_dict(before.state_dict())
+    take_step(after, 1)
+    assert {state["exp_avg"].dtype for state in after.optimizer.state.values()} == {torch.bfloat16}
+
+
+def test_a_state_of_other_groups_is_refused_in_words() -> None:
+    state = learning().state_dict()
+    with pytest.raises(ValueError, match="it has 2 groups, and now there are 4"):
+        learning(loraplus_lr_ratio=4).load_state_dict(state)
 
 
 def test_adapters_of_blocks_that_are_left_out_stay_as_they_are() -> None:
