@@ -97,6 +97,12 @@ def test_the_presets_give_one_reason_at_most(subject: Any, card: Any) -> None:
          {"sample_every_n_epochs": None}),
         ({"random_crop": True, "cache_latents": False, "cache_latents_to_disk": True}, "random_crop change",
          {"random_crop": False}),
+        ({"lr_scheduler_num_cycles": 4}, "lr_scheduler_num_cycles = 4 has no effect with lr_scheduler = cosine",
+         {"lr_scheduler": "cosine_with_restarts"}),
+        ({"lr_cycle_decay": 0.5}, "lr_cycle_decay = 0.5 has no effect",
+         {"lr_scheduler": "cosine_annealing_warmup.CosineAnnealingWarmupRestarts", "lr_scheduler_args": "T_0=10"}),
+        ({"lr_warmup_steps": 10, "lr_scheduler": "torch.optim.lr_scheduler.ExponentialLR"},
+         "lr_warmup_steps = 10 has no effect", {"lr_warmup_steps": 0}),
     ],
 )  # fmt: skip
 def test_a_warning_and_its_remedy(values: dict[str, Any], begins: str, remedy: dict[str, Any]) -> None:

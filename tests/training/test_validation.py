@@ -274,6 +274,7 @@ def test_a_run_ends_early(
     config = small_config(
         validation_data_dir=held_out_folder, early_stopping_patience=2, network_train_unet_only=True,
         max_train_epochs=9, learning_rate=1e-30, lr_scheduler="constant", save_every_n_epochs=None,
+        save_state_on_train_end=True,
     )  # fmt: skip
     result = Trainer(checkpoint, config, tmp_path / "out").run()
     assert (result.epochs, result.steps, result.best_epoch, result.stopped) == (3, 9, 1, False)
@@ -281,3 +282,6 @@ def test_a_run_ends_early(
     assert Trainer(checkpoint, whole, tmp_path / "whole").run().note == ""
     assert result.note.startswith("ended early: none of the last 2 measurements was better than that of epoch 1")
     assert [path.name for path in result.files] == ["cat.safetensors"]
+    ended = replace(config, saving=replace(config.saving, resume="latest"))
+    again = Trainer(checkpoint, ended, tmp_path / "out").run()
+    assert (again.steps, again.note) == (9, result.note), "no step more"
