@@ -200,12 +200,12 @@ def _balance(inspected: Inspected) -> Iterator[str]:
                 f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
             )
     trained = [subset for subset in inspected.scan.subsets if not subset.is_reg and subset.images]
-    shares = {subset.name: subset.repeats * len(subset.images) for subset in trained}
+    shares = sorted((subset.repeats * len(subset.images), subset.name) for subset in trained)
     if len(shares) > 1:
-        most, least = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
-        if shares[most] > _CONCEPT_IMBALANCE * shares[least]:
+        (least, rare), (most, frequent) = shares[0], shares[-1]
+        if most > _CONCEPT_IMBALANCE * least:
             yield (
-                f"{most} comes up {shares[most]} times an epoch, {least} {shares[least]} times: the one will be "
+                f"{frequent} comes up {most} times an epoch, {rare} {least} times: the one will be "
                 "learned long before the other; choose the repeats so that images × repeats are about equal"
             )
 

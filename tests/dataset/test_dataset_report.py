@@ -140,6 +140,16 @@ def test_unequal_concepts() -> None:
     assert warning.startswith("10_a comes up 10 times an epoch, 1_b 1 times")
 
 
+def test_folders_of_one_name_are_weighed_each() -> None:
+    subsets = [Subset(Path(f"{folder}/cat"), repeats, "", [entry("a.png")]) for folder, repeats in (("x", 9), ("y", 1))]
+    (warning,) = make_report(DatasetScan(subsets), make_config({})).warnings
+    assert warning.startswith("cat comes up 9 times an epoch, cat 1 times")
+
+
+def test_weighted_captions_have_escaped_brackets() -> None:
+    assert report_of(entry("a.png", caption=r"rin \(fate\)"), weighted_captions=True).warnings == []
+
+
 def test_long_lists_of_names_are_cut() -> None:
     report = report_of(*(entry(f"{number}.png", transparent=True) for number in range(9)))
     assert report.warnings[0].startswith("9 of 9 pictures (0.png, 1.png, 2.png and 6 more) with transparency")
