@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.vae_file import read_vae_file
 from lora_ext.checkpoint.weights_hash import weights_hash
+from lora_ext.config.given_path import given_path
 from lora_ext.protocols import UserError
 
 _DECODING = ("decoder.", "post_quant_conv.", "loss.")
@@ -37,8 +38,7 @@ class Posterior:
 
 def vae_file(setting: str) -> Path | None:
     """The file that the setting `vae` names, None where it is empty."""
-    text = setting.strip().strip('"')  # Windows copies paths in quotes
-    return Path(text).expanduser() if text else None
+    return given_path(setting) if setting.strip() else None
 
 
 class PictureEncoder:

@@ -24,7 +24,11 @@ def read_vae_file(path: Path) -> dict[str, Tensor]:
 
     Reads a VAE alone and a whole checkpoint; UserError where the file is neither, or holds more than weights.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # no right to look, or a name that no file system takes
+        raise UserError(f"vae = {path}: cannot be read ({error.strerror or error})") from error
+    if not there:
         raise UserError(f"vae = {path}: there is no such file; give a VAE's .safetensors, .pt or .ckpt, or nothing")
     suffix = path.suffix.lower()
     if suffix != ".safetensors" and suffix not in _PICKLED:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.imports import Imported, import_file, import_text
 from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import TrainConfig
@@ -74,7 +75,7 @@ def imported_settings(options: argparse.Namespace, base: TrainConfig) -> Importe
 
 def base_checkpoint(name: str) -> Path:
     """The file that an imported configuration trains on; raises UserError where it is none or not there."""
-    path = Path(name).expanduser()
+    path = given_path(name)
     if path.is_file():
         return path
     kind = "is a folder (of diffusers); a checkpoint file is needed" if path.is_dir() else "is not there"

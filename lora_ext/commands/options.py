@@ -11,11 +11,11 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_ext.commands.import_settings import imported_settings
 from lora_ext.config.presets import compose, preset_named
-from lora_ext.config.toml_files import read_config
+from lora_ext.config.toml_files import read_values
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.protocols import ConfigError, Control, GenerateRequest, Progress, UserError
 
@@ -90,15 +90,15 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace) -> TrainConfig:
     """The settings of a command line. Raises ConfigError with every problem of the file and of `--set` at once."""
     problems: list[str] = []
-    base = make_config(compose(map(preset_named, options.preset)))
+    base = make_config(compose(map(preset_named, options.preset)), whole=False)
+    values: dict[str, Any] = {}
     try:
         if options.config:
-            base = read_config(options.config, base)
+            values = read_values(options.config)
         elif options.import_file:
             base = imported_settings(options, base).config
     except ConfigError as error:
         problems += error.problems
-    values: dict[str, str] = {}
     for assignment in options.assignments:
         name, sign, value = assignment.partition("=")
         if not sign:

@@ -17,6 +17,7 @@ from lora_ext.commands.options import (
     stop_on_signals,
 )
 from lora_ext.config.fields import Setting
+from lora_ext.config.given_path import given_path
 from lora_ext.config.presets import presets
 from lora_ext.config.sd_scripts_export import config_to_sd_scripts
 from lora_ext.config.toml_files import config_to_toml
@@ -103,8 +104,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def output_folder(config: TrainConfig, home: Path) -> Path:
-    """Where the network's files go: the settings' folder, or the home's own for networks."""
-    return Path(config.saving.output_dir).expanduser() if config.saving.output_dir else home / "models" / "Lora"
+    """Where the network's files go: the settings' folder, or the home's own for networks.
+
+    The run's record tells it to programs that are started elsewhere, hence the whole path.
+    """
+    chosen = config.saving.output_dir
+    return (given_path(chosen) if chosen.strip() else home / "models" / "Lora").resolve()
 
 
 def show_plan(prepared: PreparedRun, as_json: bool) -> int:
@@ -130,14 +135,13 @@ def show_plan(prepared: PreparedRun, as_json: bool) -> int:
 def train(options: argparse.Namespace, prepared: PreparedRun) -> int:
     """Train in this thread, entered in the home's registry of runs, so that the app lists it too."""
     from lora_ext.jobs.console import JsonLinesEvents, TqdmEvents
-    from lora_ext.jobs.recording import train_recorded
+    from lora_ext.jobs.recording import check_host, train_recorded
     from lora_ext.jobs.registry import RunRegistry
     from lora_ext.jobs.tensorboard_log import check_logs
-    from lora_ext.training.samples import check_samplers
 
     check_logs(prepared.config)
     host = open_host(options)
-    check_samplers(prepared.config, prepared.sample_prompts, host.samplers())
+    check_host(prepared, host)
     run = RunRegistry(host.folders().runs).create_prepared(prepared, checkpoint=host.checkpoint_info().name)
     control = Control()
     events: Events = JsonLinesEvents() if options.json else TqdmEvents()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lora_ext.config.learning_rules import learning_advice
+from lora_ext.config.without_effect import without_effect
 
 if TYPE_CHECKING:
     from lora_ext.config.train_config import TrainConfig
@@ -22,7 +23,7 @@ _CONSTANT = ("constant", "constant_with_warmup")
 
 def advice(config: TrainConfig) -> list[str]:
     """Every warning that the settings alone give reason for."""
-    checks = (_network, _rates, _optimizer, learning_advice, _noise, _captions, _pictures, _speed, _without_effect)
+    checks = (_network, _rates, _optimizer, learning_advice, _noise, _captions, _pictures, _speed, without_effect)
     return [text for check in checks for text in check(config)]
 
 
@@ -154,6 +155,11 @@ def _captions(config: TrainConfig) -> Iterator[str]:
             f"keep_tokens = {captions.keep_tokens} has no effect, because the tags stay in their order: switch "
             "shuffle_caption on, or set keep_tokens to 0"
         )
+    if config.memory.caption_variants and "text_encoder_lr" in trained_rates(config):
+        yield (
+            f"caption_variants = {config.memory.caption_variants} has no effect, because the text encoder is trained "
+            "and encodes captions anew each time: switch network_train_unet_only on, or set caption_variants to 0"
+        )
 
 
 def _looks_at_single_tags(config: TrainConfig) -> bool:
@@ -186,12 +192,13 @@ def _speed(config: TrainConfig) -> Iterator[str]:
     memory, dataset, saving, samples = config.memory, config.dataset, config.saving, config.samples
     changing = [name for name in ("random_crop", "color_aug") if getattr(dataset, name)]
     changing += ["face_crop_aug_range"] if dataset.face_crop_aug_range.strip() else []
-    if changing and memory.cache_latents:
+    keeps = memory.cache_latents or memory.cache_latents_to_disk
+    if changing and keeps:
         yield (
             f"{' and '.join(changing)} change the picture each time, so that latents are not kept: every step encodes "
             f"its pictures anew, which is slower; leave {' and '.join(changing)} off if time matters"
         )
-    elif not changing and not memory.cache_latents:
+    elif not changing and not keeps:
         yield (
             "cache_latents is off: every step encodes its pictures anew, which is slower and rarely worth it; "
             "switch cache_latents on"
@@ -205,20 +212,3 @@ def _speed(config: TrainConfig) -> Iterator[str]:
                 f"{name} = {steps}: training stands still while files are written and samples are drawn; set {name} "
                 f"to {FEWEST_STEPS_BETWEEN_PICTURES} or more"
             )
-
-
-def _without_effect(config: TrainConfig) -> Iterator[str]:
-    network, learning, saving = config.network, config.learning, config.saving
-    if network.network_train_unet_only:
-        for name in ("text_encoder_lr", "loraplus_text_encoder_lr_ratio", "stop_text_encoder_training"):
-            if getattr(learning, name):
-                yield f"{name} has no effect, because network_train_unet_only leaves the text encoder as it is"
-    if network.network_train_text_encoder_only:
-        for name in ("unet_lr", "loraplus_unet_lr_ratio", "block_lr"):
-            if getattr(learning, name):
-                yield f"{name} has no effect, because network_train_text_encoder_only leaves the U-Net as it is"
-    if saving.save_last_n_steps is not None and saving.save_every_n_steps is None:
-        yield (
-            f"save_last_n_steps = {saving.save_last_n_steps} has no effect without save_every_n_steps: set both, or "
-            "save_last_n_epochs"
-        )

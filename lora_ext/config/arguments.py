@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 _NAME = re.compile(r"(?:^|(?<=\s))([A-Za-z_]\w*)\s*=(?!=)")
+_SPACED_COMMA = re.compile(r"\s*,\s*")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -15,15 +16,12 @@ def parse_arguments(text: str) -> tuple[dict[str, Any], list[str]]:
 
     Values are Python literals; commas make tuples, and what is no literal is text. Pairs stand apart by white space.
     """
-    starts = list(_NAME.finditer(text))
     arguments: dict[str, Any] = {}
     problems: list[str] = []
-    stray = text[: starts[0].start()].strip() if starts else text.strip()
+    stray, pairs = _pairs(text)
     if stray:
         problems.append(f"{stray!r} is no name=value pair: write pairs such as weight_decay=0.01, a space between them")
-    for number, start in enumerate(starts):
-        end = starts[number + 1].start() if number + 1 < len(starts) else len(text)
-        name, value = start.group(1), text[start.end() : end].strip().rstrip(",;")
+    for name, value in pairs:
         if not value:
             problems.append(f"{name} has no value: write {name}=value")
         elif name in arguments:
@@ -31,6 +29,23 @@ def parse_arguments(text: str) -> tuple[dict[str, Any], list[str]]:
         else:
             arguments[name] = _value(value)
     return arguments, problems
+
+
+def argument_words(text: str) -> list[str]:
+    """The arguments of a text one by one, `name=value` without spaces about commas, as a list in a file has them."""
+    return [f"{name}={_SPACED_COMMA.sub(',', value)}" for name, value in _pairs(text)[1]]
+
+
+def _pairs(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """(what stands before the first name, [(name, its value's text)])."""
+    starts = list(_NAME.finditer(text))
+    if not starts:
+        return text.strip(), []
+    ends = [*(start.start() for start in starts[1:]), len(text)]
+    pairs = [
+        (start.group(1), text[start.end() : end].strip().rstrip(",;")) for start, end in zip(starts, ends, strict=True)
+    ]
+    return text[: starts[0].start()].strip(), pairs
 
 
 def parse_numbers(text: str) -> list[float] | None:

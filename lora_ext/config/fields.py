@@ -137,7 +137,8 @@ def _convert(wanted: type, value: Any) -> Any:
         word = str(value).strip().lower()
         return True if word in _TRUE else False if word in _FALSE else None
     if wanted is str:
-        return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+        is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
+        return str(value) if is_text and _can_be_written(str(value)) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -147,6 +148,11 @@ def _convert(wanted: type, value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdigit() else _whole(number)
     except (ValueError, OverflowError):
         return None
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether files and paths can hold a text: not with zero bytes, nor with halves of UTF-16 pairs."""
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _whole(number: float) -> int | None:

@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from lora_ext.config.train_config import TrainConfig
 
 _BLOCK_COUNTS = (25, 23)
+GUIDES_RESTARTS = "CosineAnnealingWarmupRestarts"
+"""The guides' class for a schedule that is one of ours."""
+
+_RESTARTS = "cosine_annealing_warmup_restarts"
+_ACTS_ON = {
+    "lr_warmup_steps": tuple(name for name in SCHEDULES if name not in ("piecewise_constant", "adafactor")),
+    "lr_decay_steps": ("warmup_stable_decay",),
+    "lr_scheduler_num_cycles": ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay", _RESTARTS),
+    "lr_scheduler_power": ("polynomial",),
+    "lr_scheduler_timescale": ("inverse_sqrt",),
+    "lr_scheduler_min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay", "rex", _RESTARTS),
+    "lr_cycle_warmup_steps": (_RESTARTS,),
+    "lr_cycle_decay": (_RESTARTS,),
+}
+"""Which schedules a setting acts on."""
 _Problem = tuple[tuple[str, ...], str]
 
 
@@ -159,8 +174,22 @@ def learning_advice(config: TrainConfig) -> Iterable[str]:
             f"optimizer_type = {learning.optimizer_type} needs no schedule: lr_scheduler = {learning.lr_scheduler} "
             "and lr_warmup_steps have no effect; optimizer_args = warmup_steps=… gives a warmup"
         )
+    if not sets_its_own_rate(learning) and not is_schedule_free(learning):
+        yield from _without_effect(learning)
     without_convolutions = network.conv_dim is None and not network.conv_block_dims.strip()
     if without_convolutions and (network.conv_alpha is not None or network.conv_block_alphas.strip()):
         yield "an alpha of the convolutions is set and no conv_dim: the 3×3 convolutions are not trained"
     if learning.lr_scheduler in ("cosine_with_min_lr",) and learning.lr_scheduler_min_lr_ratio is None:
         yield "lr_scheduler = cosine_with_min_lr has no lr_scheduler_min_lr_ratio: the rate falls to 0, as cosine does"
+
+
+def _without_effect(learning: LearningSettings) -> Iterable[str]:
+    """Settings of other schedules than the one that is chosen."""
+    schedule = learning.lr_scheduler.strip()
+    acting = _RESTARTS if schedule.rpartition(".")[2] == GUIDES_RESTARTS else schedule
+    for name, schedules in _ACTS_ON.items():
+        value = getattr(learning, name)
+        if value == getattr(LearningSettings, name) or acting in schedules:
+            continue
+        those = ", ".join(schedules) if len(schedules) < 5 else "the named schedules"
+        yield f"{name} = {value:g} has no effect with lr_scheduler = {schedule}: it acts on {those}"

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Contradiction = tuple[tuple[str, ...], str]
 
+_NO_FILE_NAME = '<>:"/\\|?*\n'
+
 
 def base_networks(settings: NetworkSettings) -> list[tuple[str, float]]:
     """The networks to merge into the base, each with its multiplier; ValueError where one is no number."""
@@ -31,6 +33,12 @@ def run_contradictions(config: TrainConfig) -> Iterable[Contradiction]:
         yield (
             ("dim_from_weights", "network_weights"),
             "dim_from_weights is on and network_weights is empty: name a file there, or switch dim_from_weights off",
+        )
+    if any(sign in saving.log_prefix for sign in _NO_FILE_NAME):
+        yield (
+            ("log_prefix",),
+            f"log_prefix = {saving.log_prefix!r}: it begins a folder's name, which cannot hold any of "
+            f"{' '.join(_NO_FILE_NAME.strip())}; the folder above it is logging_dir",
         )
     yield from _base_weights(network)
 

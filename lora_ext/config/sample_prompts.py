@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_ext.config.given_path import given_path
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -98,8 +100,8 @@ _KEYS_WITHOUT_EFFECT = {"guidance_scale", "controlnet_image", "cfg_trunc_ratio",
 def prompts_file(text: str) -> Path | None:
     """The file that the setting names in place of prompts: a single line that ends in .txt, .toml or .json."""
     line = text.strip()
-    is_file = "\n" not in line and line.lower().endswith(_FILE_SUFFIXES) and " --" not in line
-    return Path(line).expanduser() if is_file else None
+    is_file = "\n" not in line and line.strip('"').lower().endswith(_FILE_SUFFIXES) and " --" not in line
+    return given_path(line) if is_file else None
 
 
 def parse_sample_prompts(text: str) -> tuple[list[SamplePrompt], list[str]]:

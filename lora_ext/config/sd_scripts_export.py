@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from lora_ext.config.arguments import argument_words
 from lora_ext.config.sample_prompts import SAMPLERS, prompts_file
 from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings, flat_values
 
@@ -60,6 +61,8 @@ def _lines(name: str, values: dict[str, Any]) -> list[str]:
     """A setting's line; a comment where sd-scripts has none like it, or none of this value."""
     declared, value = all_settings()[name], values[name]
     problem = _UNLIKE[name](values) if name in _UNLIKE else "" if declared.sd_scripts else _NOTHING
+    if name in _ANOTHER_WAY:
+        return [f"# {name} = {_toml(value)} ({_NOTHING})"] if _ANOTHER_WAY[name](values) else []
     if problem:
         return [] if value == declared.default else [f"# {name} = {_toml(value)} ({problem})"]
     written = _FORMS[name](value) if name in _FORMS else value
@@ -82,11 +85,17 @@ _FORMS: dict[str, Callable[[Any], Any]] = {
     "log_with": lambda value: None if value == "csv" else value,
     "resize_interpolation": lambda value: None if value == "auto" else value,
     "sample_sampler": _sampler,
-    "lr_scheduler_args": lambda value: value.split(),
+    "lr_scheduler_args": argument_words,
     "base_weights": lambda value: [line.strip() for line in value.splitlines() if line.strip()],
     "base_weights_multiplier": lambda value: [float(part) for part in value.replace(",", " ").split()],
 }
 """Values that have another form there."""
+
+_ANOTHER_WAY: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "caption_chunks": lambda v: v["caption_chunks"] != "sd-scripts" and v["max_token_length"] > 75,
+    "masked_loss_normalize": lambda v: v["masked_loss_normalize"] and (v["masked_loss"] or v["alpha_mask"]),
+}
+"""Settings whose default is not what sd-scripts does: whether that makes a difference."""
 
 _UNLIKE: dict[str, Callable[[dict[str, Any]], str]] = {
     "caption_extension": lambda v: "sd-scripts reads one kind only" if v["caption_extension"] == "auto" else "",
@@ -134,7 +143,7 @@ def _block_rates(*parts: list[str]) -> list[str]:
 
 def _learning_lines(values: dict[str, Any]) -> list[str]:
     """The optimizer's arguments with the weight decay, and the schedule."""
-    arguments = values["optimizer_args"].split()
+    arguments = argument_words(values["optimizer_args"])
     if values["weight_decay"] is not None:
         arguments.append(f"weight_decay={_plain(values['weight_decay'])}")
     lines = [f"optimizer_args = {_toml(arguments)}"] if arguments else []

@@ -16,11 +16,16 @@ else:
     import tomli as tomllib
 
 
-def read_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
-    """The configuration in a TOML file, over `base` or the defaults.
+def read_config(path: Path, base: TrainConfig | None = None, whole: bool = True) -> TrainConfig:
+    """The configuration in a TOML file, over `base` or the defaults; see `make_config` for `whole`.
 
     Raises UserError where the file cannot be read, ConfigError with all problems of its values at once.
     """
+    return make_config(read_values(path), base, whole)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The settings that a TOML file gives, as they stand there; UserError where it cannot be read."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -29,7 +34,7 @@ def read_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
     except (tomllib.TOMLDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from error
-    return make_config(flatten_tables(document), base)
+    return flatten_tables(document)
 
 
 def flatten_tables(document: dict[str, Any]) -> dict[str, Any]:

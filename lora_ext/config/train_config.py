@@ -62,10 +62,11 @@ def all_settings() -> dict[str, Setting]:
     }
 
 
-def make_config(values: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:
+def make_config(values: Mapping[str, Any], base: TrainConfig | None = None, whole: bool = True) -> TrainConfig:
     """A configuration from flat `name: value` pairs over `base` (or the defaults).
 
-    Raises ConfigError with every unknown name, wrong type, value out of range, and contradiction at once.
+    Raises ConfigError with every unknown name, wrong type, value out of range, and contradiction at once. What is not
+    the `whole` of a run, such as a preset, may lack what a value of it needs: contradictions are not looked for then.
     """
     known = all_settings()
     problems = [unknown_setting(name, known) for name in values if name not in known]
@@ -81,7 +82,8 @@ def make_config(values: Mapping[str, Any], base: TrainConfig | None = None) -> T
     groups = {group: dataclasses.replace(getattr(config, group), **change) for group, change in changes.items()}
     config = dataclasses.replace(config, **groups)
     refused = {problem.split(" = ")[0] for problem in problems}
-    problems += [text for names, text in contradictions(config) if not refused.intersection(names)]
+    fighting = contradictions(config) if whole else ()
+    problems += [text for names, text in fighting if not refused.intersection(names)]
     if problems:
         raise ConfigError(problems)
     return config

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.sample_prompts import sampler_name
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import training_size
-from lora_ext.dataset.dataset_paths import given_path, is_there
+from lora_ext.dataset.dataset_paths import is_there
 from lora_ext.dataset.folder_scan import Inspect, list_folder, repeats_and_concept, scan_folder
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, PictureOrder, Subset, Terms
 from lora_ext.dataset.images import inspect_image
@@ -67,6 +68,7 @@ def add_class_pictures(wanted: ClassPictures, terms: Terms, scan: DatasetScan, s
         caption_file = path.with_suffix(".txt" if extension == "auto" else extension)
         subset.images.append(ImageEntry(path, width, height, order.prompt, caption_file, order=order))
         missing -= 1
+    subset.images.sort(key=lambda entry: entry.path.name)  # as they are found the next time
 
 
 def scan_class_folder(setting: str, text: str, wanted: int, terms: Terms, scan: DatasetScan, inspect: Inspect) -> Path:

@@ -133,14 +133,15 @@ def concept_caption(prompt: str, words: str, concept: Concept, is_class: bool) -
     instance, kind = concept.instance_token, concept.class_token
     if is_class and kind:
         if instance:
-            text = _word(instance).sub("" if _word(kind).search(text) else kind, text)
+            word = "" if _word(kind).search(text) else kind
+            text = _word(instance).sub(lambda _: word, text)
         if not instance or not _word(kind).search(text):
             text = f"{kind}, {text}"
     elif not is_class and instance:
         if not kind:
             text = f"{instance}, {text}"
         elif not _word(instance).search(text):
-            replaced, count = _word(kind, r"(?:(?:a|an|the)\s+)?").subn(instance, text)
+            replaced, count = _word(kind, r"(?:(?:a|an|the)\s+)?").subn(lambda _: instance, text)
             text = replaced if count else f"{instance}, {text}"
     return " ".join(text.replace("\\", "").split())
 

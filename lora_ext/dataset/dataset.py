@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from lora_ext.dataset.captions import caption_version, is_dropped, longest_capti
 from lora_ext.dataset.folders import DatasetScan, Member
 from lora_ext.dataset.latents import Latents
 from lora_ext.dataset.masks import masks_of
+from lora_ext.dataset.options import SubsetOptions
 from lora_ext.dataset.pictures import Picture
 from lora_ext.dataset.report import DatasetReport, make_report
 from lora_ext.dataset.seeds import Occurrence, derived_seed, random_for
@@ -56,7 +57,7 @@ class ImageDataset:
     """A scanned dataset under one configuration: caches its latents, then yields batches.
 
     With `caption_variants` above 0 every picture has that many versions of its caption, drawn once, instead of a new
-    one each time it comes up: their encodings can be kept.
+    one each time it comes up: their encodings can be kept. With token_warmup_step there are none.
     """
 
     def __init__(self, scan: DatasetScan, config: TrainConfig) -> None:
@@ -81,9 +82,7 @@ class ImageDataset:
     def captions_are_known(self) -> bool:
         """Whether `captions` holds every caption that can come up, so that their encodings can be kept."""
         options = [item.member.subset.options for item in self._used]
-        if self.caption_variants:
-            return not any(each.token_warmup_step > 0 for each in options)
-        return not any(each.changes_tags for each in options)
+        return all(self._has_versions(each) or not each.changes_tags for each in options)
 
     @property
     def captions(self) -> list[str]:
@@ -91,7 +90,7 @@ class ImageDataset:
         found: list[str] = []
         for item in self._used:
             options, caption = item.member.subset.options, item.member.entry.caption
-            if self.caption_variants and options.changes_tags:
+            if self._has_versions(options):
                 found += [self._variant(item, number) for number in range(self.caption_variants)]
             else:
                 found += longest_captions(caption, options)
@@ -168,16 +167,19 @@ class ImageDataset:
         item = self._items[occurrence.picture]
         options, caption = item.member.subset.options, item.member.entry.caption
         rng = occurrence.random(self.config.learning.seed, "caption")
-        if self.caption_variants and options.changes_tags:
+        if self._has_versions(options):
             dropped = is_dropped(options, rng, occurrence.epoch)
             return "" if dropped else self._variant(item, rng.randrange(self.caption_variants))
         return process_caption(caption, options, rng, occurrence.epoch, step, total_steps)
 
+    def _has_versions(self, options: SubsetOptions) -> bool:
+        """Whether captions with these options come up in a few versions; those that grow with the steps cannot."""
+        return self.caption_variants > 0 and options.changes_tags and options.token_warmup_step == 0
+
     def _variant(self, item: _Item, number: int) -> str:
-        """One of the caption's versions, all its tags in use; the same each time."""
-        options = replace(item.member.subset.options, token_warmup_step=0.0)
+        """One of the caption's versions; the same each time."""
         rng = random_for(self.config.learning.seed, "caption variant", item.picture.index, number)
-        return caption_version(item.member.entry.caption, options, rng)
+        return caption_version(item.member.entry.caption, item.member.subset.options, rng)
 
 
 def epoch_batches(groups: Sequence[tuple[Sequence[_Member], int]], rng: random.Random) -> list[list[_Member]]:

@@ -1,20 +1,12 @@
-"""Paths as people write them, in settings and in dataset files."""
+"""Paths in dataset files, which start from the working directory or from the file."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from lora_ext.config.given_path import given_path
 from lora_ext.protocols import UserError
-
-
-def given_path(text: str) -> Path:
-    """The path that somebody has written: without quotes around it, as Windows copies paths, and with ~ resolved."""
-    path = Path(text.strip().strip('"'))
-    try:
-        return path.expanduser()
-    except RuntimeError:  # the home of a user that there is not
-        return path
 
 
 def is_there(path: Path) -> bool:

@@ -35,6 +35,9 @@ NOT_NEEDED = {
 }
 """Keys of sd-scripts that do nothing here, and why."""
 
+_NOT_FOR_REG: dict[str, Any] = {"num_repeats": 1, "class_tokens": "", "conditioning_data_dir": ""}
+"""What regularisation pictures have where the file says nothing, whatever the settings of the run say."""
+
 _INTERPOLATIONS = {"linear": "bilinear", "cubic": "bicubic"}
 
 
@@ -109,7 +112,10 @@ def _entry(levels: list[_Level], number: int, config: TrainConfig) -> tuple[Subs
     options = subset_options(own_config)
     if extension:
         options = replace(options, caption_extension=f".{extension}")
-    terms = Terms(options, run_sizing(own_config), bool(own.get("is_reg", False)), number - 1)
+    is_reg = bool(own.get("is_reg", False))
+    if is_reg:  # the settings' own are those of the pictures that are trained on
+        options = replace(options, **{name: value for name, value in _NOT_FOR_REG.items() if name not in settings})
+    terms = Terms(options, run_sizing(own_config), is_reg, number - 1)
     image_dir, metadata_file = (str(own.get(name, "")).strip() for name in ("image_dir", "metadata_file"))
     return SubsetEntry(place, image_dir, metadata_file, terms), []
 

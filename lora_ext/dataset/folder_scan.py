@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import all_settings
 from lora_ext.dataset.caption_files import (
     UnreadableCaptionError,
@@ -18,7 +19,7 @@ from lora_ext.dataset.caption_files import (
     extensions_to_read,
     read_caption_file,
 )
-from lora_ext.dataset.dataset_paths import given_path, is_there
+from lora_ext.dataset.dataset_paths import is_there
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Subset, Terms, count_of, some_of
 from lora_ext.dataset.image_formats import IMAGE_EXTENSIONS
 from lora_ext.dataset.images import BrokenImageError, ImageFacts, inspect_image

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_ext.config.given_path import given_path
 from lora_ext.dataset.folders import IMAGE_EXTENSIONS, DatasetScan, ImageEntry
 from lora_ext.dataset.images import BrokenImageError, inspect_image, read_mask, read_opacity
 from lora_ext.dataset.options import SubsetOptions
@@ -32,8 +33,8 @@ def masks_of(scan: DatasetScan) -> list[Path | None]:
 
 def mask_folder(options: SubsetOptions) -> Path | None:
     """Where a subset's masks lie, or lie in a folder of its name; None where it has none."""
-    text = options.conditioning_data_dir.strip().strip('"')  # Windows copies paths in quotes
-    return Path(text).expanduser() if text else None
+    text = options.conditioning_data_dir.strip()
+    return given_path(text) if text else None
 
 
 def mask_problems(scan: DatasetScan) -> list[str]:

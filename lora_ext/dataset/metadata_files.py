@@ -124,7 +124,7 @@ def _joined(value: Any, separator: str) -> str:
 def _picture(folder: Path, key: str) -> Path | None:
     """The file of a picture that may be named without its extension."""
     path = folder / key
-    candidates = [path, *(path.with_name(path.name + extension) for extension in IMAGE_EXTENSIONS)]
+    candidates = [path, *(Path(f"{path}{extension}") for extension in IMAGE_EXTENSIONS)]
     return next((each for each in candidates if is_there(each) and each.is_file()), None)
 
 

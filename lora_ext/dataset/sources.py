@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import ClassPictures, add_class_pictures, scan_class_folder
 from lora_ext.dataset.concepts import Concept, read_concepts, scan_concept
-from lora_ext.dataset.dataset_paths import check_path_in_file, given_path, is_there, path_in_file
+from lora_ext.dataset.dataset_paths import check_path_in_file, is_there, path_in_file
 from lora_ext.dataset.dataset_toml import SubsetEntry, read_dataset_tables
 from lora_ext.dataset.folder_scan import FolderReader, Inspect, existing_folder, scan_folder
 from lora_ext.dataset.folders import DatasetScan, Terms
@@ -55,6 +56,11 @@ def scan_dataset(config: TrainConfig, inspect: Inspect = inspect_image) -> Datas
         raise UserError("\n".join(problems))
     scan.warnings += notes
     _leave_out_doubles(scan)
+    if all(subset.is_reg for subset in scan.subsets):
+        raise UserError(
+            f"{', '.join(subset.name for subset in scan.subsets)}: regularisation pictures alone (is_reg), without any "
+            "to train on: add a folder of the subject's pictures"
+        )
     scan.problems += mask_problems(scan) if config.loss.masked_loss else []
     return scan
 
@@ -66,7 +72,7 @@ def read_sources(config: TrainConfig) -> tuple[list[Source], list[str]]:
         return _folder_sources(config), []
     file = dataset_file(text)
     if file is not None and file.suffix.lower() == ".jsonl":
-        return [_metadata_source(config, file)], []
+        return [_metadata_source(config, file)], _not_used(config, "reg_data_dir", "num_class_images")
     document = _document(file, text)
     if isinstance(document, dict) and "concepts_list" in document:
         document = document["concepts_list"]
@@ -77,7 +83,7 @@ def read_sources(config: TrainConfig) -> tuple[list[Source], list[str]]:
     if not {"datasets", "general"} & document.keys() and _is_json(file, text):
         if file is None:
             raise UserError("dataset_config: metadata can only be read from a file: give the path of the .json")
-        return [_metadata_source(config, file)], []
+        return [_metadata_source(config, file)], _not_used(config, "reg_data_dir", "num_class_images")
     return _table_sources(config, document, file)
 
 
@@ -120,7 +126,7 @@ def _folder_sources(config: TrainConfig) -> list[Source]:
 def _scan_regularisation(config: TrainConfig, scan: DatasetScan, inspect: Inspect) -> None:
     """Add the regularisation pictures of the settings, those that are still to be drawn too."""
     settings = config.dataset
-    wanted, prompt = settings.num_class_images, settings.class_prompt.strip()
+    wanted, prompt = settings.num_class_images, " ".join(settings.class_prompt.split())
     options = replace(subset_options(config), class_tokens=prompt, conditioning_data_dir="", num_repeats=1)
     terms = Terms(options, run_sizing(config), is_reg=True)
     folder = scan_class_folder("reg_data_dir", settings.reg_data_dir, wanted, terms, scan, inspect)
@@ -145,7 +151,7 @@ def _concept_sources(config: TrainConfig, document: list[Any], file: Path | None
     concepts, notes = read_concepts(document, name)
     terms = Terms(subset_options(config), run_sizing(config))
     sources = [_concept_source(concept, file, terms, config.learning.seed) for concept in concepts]
-    return sources, notes + _unused_folders(config)
+    return sources, notes + _not_used(config, "train_data_dir", "reg_data_dir", "num_class_images")
 
 
 def _concept_source(concept: Concept, file: Path | None, terms: Terms, seed: int) -> Source:
@@ -165,7 +171,8 @@ def _table_sources(
 ) -> tuple[list[Source], list[str]]:
     """The subsets of a dataset file of sd-scripts."""
     entries, notes = read_dataset_tables(document, file.name if file else "dataset_config", config)
-    return [_subset_source(entry, file) for entry in entries], notes + _unused_folders(config)
+    notes += _not_used(config, "train_data_dir", "reg_data_dir", "num_class_images")
+    return [_subset_source(entry, file) for entry in entries], notes
 
 
 def _subset_source(entry: SubsetEntry, file: Path | None) -> Source:
@@ -191,10 +198,9 @@ def _subset_source(entry: SubsetEntry, file: Path | None) -> Source:
     return Source(tuple(paths.values()), read)
 
 
-def _unused_folders(config: TrainConfig) -> list[str]:
-    """What is said of folders of the settings that a dataset file stands in for."""
-    settings = config.dataset
-    given = [name for name in ("train_data_dir", "reg_data_dir") if getattr(settings, name).strip()]
+def _not_used(config: TrainConfig, *names: str) -> list[str]:
+    """What is said of those of these settings that are given, and that a dataset file stands in for."""
+    given = [name for name in names if str(getattr(config.dataset, name)).strip() not in ("", "0")]
     return [f"{' and '.join(given)}: not used, because dataset_config says what is trained on"] if given else []
 
 

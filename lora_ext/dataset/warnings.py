@@ -38,7 +38,7 @@ class Inspected:
 
 def dataset_warnings(inspected: Inspected) -> list[str]:
     """All warnings, those of the folders first."""
-    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation, _masks_and_faces)
+    checks = (_captions, _pictures, _sizes, _tags, _balance, _regularisation, _prefixed, _masks_and_faces)
     return [*inspected.scan.warnings, *(text for check in checks for text in check(inspected))]
 
 
@@ -72,8 +72,24 @@ def _captions(inspected: Inspected) -> Iterator[str]:
             f"{_of(longer, total)} with captions of several lines: only the first is trained; "
             "put everything into one line"
         )
+    framed = [member.entry for member in inspected.members if _is_framed_in_lines(member)]
+    if framed:
+        yield (
+            f"{_of(framed, total)} with captions of several lines: caption_prefix stands before the first of them and "
+            "caption_suffix after the last one alone, as in sd-scripts; write both into every line instead"
+        )
     if inspected.token_counter is not None:
         yield from _long_captions(inspected, inspected.token_counter)
+
+
+def _is_framed_in_lines(member: Member) -> bool:
+    """Whether one of a caption's lines is taken each time, and not all of them have its prefix and suffix."""
+    options = member.subset.options
+    return (
+        options.enable_wildcard
+        and bool(options.caption_prefix or options.caption_suffix)
+        and ("\n" in member.entry.caption)
+    )
 
 
 def _long_captions(inspected: Inspected, token_counter: Callable[[str], int]) -> Iterator[str]:
@@ -91,7 +107,7 @@ def _long_captions(inspected: Inspected, token_counter: Callable[[str], int]) ->
 def _tags(inspected: Inspected) -> Iterator[str]:
     total = len(inspected.entries)
     escaped = [entry for entry in inspected.entries if _ESCAPED_BRACKET.search(entry.caption)]
-    if escaped:
+    if escaped and not inspected.config.captions.weighted_captions:  # which reads them as prompts are read
         yield (
             f"{_of(escaped, total)} with escaped brackets \\( \\) in their captions: training reads the backslash "
             "literally; remove the backslashes from the caption files"
@@ -184,12 +200,12 @@ def _balance(inspected: Inspected) -> Iterator[str]:
                 f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
             )
     trained = [subset for subset in inspected.scan.subsets if not subset.is_reg and subset.images]
-    shares = {subset.name: subset.repeats * len(subset.images) for subset in trained}
+    shares = sorted((subset.repeats * len(subset.images), subset.name) for subset in trained)
     if len(shares) > 1:
-        most, least = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
-        if shares[most] > _CONCEPT_IMBALANCE * shares[least]:
+        (least, rare), (most, frequent) = shares[0], shares[-1]
+        if most > _CONCEPT_IMBALANCE * least:
             yield (
-                f"{most} comes up {shares[most]} times an epoch, {least} {shares[least]} times: the one will be "
+                f"{frequent} comes up {most} times an epoch, {rare} {least} times: the one will be "
                 "learned long before the other; choose the repeats so that images × repeats are about equal"
             )
 
@@ -216,6 +232,17 @@ def _regularisation(inspected: Inspected) -> Iterator[str]:
                 f"{pictures - used} of {pictures} regularisation pictures are not used: an epoch has {trained} "
                 "pictures to train on, and they come up no more often"
             )
+
+
+def _prefixed(inspected: Inspected) -> Iterator[str]:
+    """A trigger word that stands before the captions of the class is learned as the class."""
+    prefixed = [subset for subset in inspected.scan.subsets if subset.is_reg and subset.options.caption_prefix.strip()]
+    if prefixed:
+        yield (
+            f'caption_prefix = "{prefixed[0].options.caption_prefix}" stands before the captions of regularisation '
+            f"pictures too ({some_of([subset.name for subset in prefixed])}): if it is the subject's word, write it "
+            "into the subject's own captions instead"
+        )
 
 
 def _masks_and_faces(inspected: Inspected) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,6 @@ class LiveStatus(Events):
         """Show that training begins."""
         with self._lock:
             self._phase = ("training", 0, total_steps)
-            self._times.append((0, time.monotonic()))
 
     def step(self, report: StepReport) -> None:
         """Take in a step."""
@@ -106,7 +106,10 @@ class LiveStatus(Events):
             self._last = report
             self._phase = ("training", report.step, report.total_steps)
             self._losses.append((report.step, report.loss))
-            self._times.append((report.step, time.monotonic()))
+            now = time.monotonic()
+            if not self._times:  # steps before it were taken in an earlier run, or before a pause
+                self._times.append((report.step - 1, now - report.seconds))
+            self._times.append((report.step, now))
             for band, loss in report.bands.items():
                 self._band_losses[band] = self._bands[band].add(loss)
 
@@ -134,7 +137,6 @@ class LiveStatus(Events):
             self._pause = None
             self._phase = ("training", step, total)
             self._times.clear()
-            self._times.append((step, time.monotonic()))
 
     def sampled(self, sample: Sample) -> None:
         """Count a sample."""
@@ -171,14 +173,14 @@ class LiveStatus(Events):
                 progress=steps / total_steps if total_steps else 0.0,
                 eta_seconds=eta,
                 seconds_per_step=per_step,
-                learning_rates=dict(last.learning_rates) if last else {},
+                learning_rates=_finite(last.learning_rates) if last else {},
                 losses=tuple(self._losses),
                 messages=tuple(self._messages),
                 saved=tuple(entry for entry in self._saved if entry["path"] in record.files),
                 samples=self._samples,
                 validations=len(self._validations),
                 memory_gb=memory_in_use() if moving else None,
-                bands={band: self._band_losses[band] for band in BANDS if band in self._band_losses},
+                bands=_finite({band: self._band_losses[band] for band in BANDS if band in self._band_losses}),
                 queued=tuple(queued),
                 live_network=pause.live_name if pause else "",
                 missing_checkpoint=pause.missing_checkpoint if pause else "",
@@ -190,6 +192,11 @@ class LiveStatus(Events):
             return None
         (first_step, first), (last_step, last) = self._times[0], self._times[-1]
         return (last - first) / (last_step - first_step)
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those that are numbers: a page shows nothing for the others."""
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 class FanOut(Events):

@@ -34,13 +34,13 @@ class OwnPresets:
 
     def values(self, name: str) -> dict[str, Any]:
         """The settings of a preset; UserError where there is none of this name or it cannot be read."""
-        return without_one_run(flat_values(read_config(self._path(name))))
+        return without_one_run(flat_values(read_config(self._path(name), whole=False)))
 
     def save(self, name: str, config: TrainConfig) -> str:
         """Keep the settings under a name, in the place of an earlier preset of this name; returns the name."""
         path = self._path(name)
         known = all_settings()
-        general = make_config({each: known[each].default for each in OF_ONE_RUN}, config)
+        general = make_config({each: known[each].default for each in OF_ONE_RUN}, config, whole=False)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text_atomically(path, config_to_toml(general))

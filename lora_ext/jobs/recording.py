@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -9,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.host_notices import HostNotices, writes_cards
 from lora_ext.jobs.live_status import FanOut
@@ -29,8 +33,10 @@ from lora_ext.protocols import (
     UserError,
     ValidationReport,
 )
+from lora_ext.training.checks import PreparedRun, check_device
 from lora_ext.training.pausing import PausePlace
 from lora_ext.training.run import TrainingResult
+from lora_ext.training.samples import check_samplers
 from lora_ext.training.trainer import Trainer
 
 _SECONDS_BETWEEN_WRITES = 2.0
@@ -75,9 +81,10 @@ class RecordingEvents(Events):
         self.enter(steps=report.step, epochs=report.epoch, loss=report.loss)
 
     def validated(self, report: ValidationReport) -> None:
-        """Append the measurement; enter which epoch is the best one so far."""
+        """Append the measurement; enter which epoch is the best one so far, where one had a loss at all."""
         self._try(lambda: self.run.validations.append(report))
-        self.enter(best_epoch=report.best_epoch, best_loss=report.best_loss)
+        if math.isfinite(report.best_loss):
+            self.enter(best_epoch=report.best_epoch, best_loss=report.best_loss)
 
     def saved(self, saved: SavedNetwork) -> None:
         """Enter the file, and leave out those that are no longer there."""
@@ -113,8 +120,16 @@ class RecordingEvents(Events):
 
 def output_folder(config: TrainConfig, host: Host) -> Path:
     """Where a run's files go: `output_dir`, or the host's folder for networks."""
-    chosen = config.saving.output_dir.strip()
-    return Path(chosen).expanduser().resolve() if chosen else host.folders().networks[0]
+    chosen = config.saving.output_dir
+    return given_path(chosen).resolve() if chosen.strip() else host.folders().networks[0]
+
+
+def check_host(prepared: PreparedRun, host: Host) -> None:
+    """Raise UserError where the host cannot do what the settings ask for: its device, its samplers."""
+    device = host.checkpoint_info().device
+    if device:
+        check_device(prepared.config, torch.device(device))
+    check_samplers(prepared.config, prepared.sample_prompts, host.samplers(), prepared.report.to_draw)
 
 
 def train_recorded(

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,14 +86,13 @@ class RunRegistry:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def create(self, config: TrainConfig, output_dir: Path, **fields: Any) -> OpenRun:
-        """Enter a new run, queued, and hold its lock."""
+    def create(
+        self, config: TrainConfig, output_dir: Path, report: dict[str, Any] | None = None, **fields: Any
+    ) -> OpenRun:
+        """Enter a new run, queued, and hold its lock; UserError where that cannot be written."""
         created = time.time()
         folder = self._new_folder(created, config.saving.output_name)
         lock = ProcessLock(folder / _LOCK)
-        if not lock.acquire():
-            raise UserError(f"{folder} is in use by another run: start again")
-        (folder / _CONFIG).write_text(config_to_toml(config), encoding="utf-8")
         record = RunRecord(
             id=folder.name,
             name=config.saving.output_name,
@@ -102,14 +102,28 @@ class RunRegistry:
             **fields,
         )
         run = OpenRun(folder, record, lock)
-        run.update()
+        try:
+            if not lock.acquire():
+                raise UserError(f"{folder} is in use by another run: start again")
+            (folder / _CONFIG).write_text(config_to_toml(config), encoding="utf-8")
+            if report is not None:
+                text = json.dumps(json_value(report), ensure_ascii=False, indent=1)
+                (folder / _DATASET).write_text(text, encoding="utf-8")
+            run.update()
+        except OSError as error:
+            lock.release()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(
+                f"the run cannot be entered in {self.folder} ({error.strerror or error}): free some space"
+            ) from error
         return run
 
     def create_prepared(self, prepared: PreparedRun, **fields: Any) -> OpenRun:
         """Enter a run that has passed its checks, with what was found and planned."""
-        run = self.create(
+        return self.create(
             prepared.config,
             prepared.output_dir,
+            prepared.report.to_dict(),
             total_steps=prepared.plan.total_steps,
             total_epochs=prepared.plan.total_epochs,
             dataset=tuple(prepared.report.summary()),
@@ -118,9 +132,6 @@ class RunRegistry:
             trial_prompt=prepared.trial_prompt,
             **fields,
         )
-        report = json.dumps(json_value(prepared.report.to_dict()), ensure_ascii=False, indent=1)
-        (run.folder / _DATASET).write_text(report, encoding="utf-8")
-        return run
 
     def records(self) -> list[RunRecord]:
         """All runs, the newest first; folders that are no runs are left out (see `notes`)."""

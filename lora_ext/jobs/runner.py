@@ -7,17 +7,14 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-import torch
-
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.live_status import LiveStatus, RunStatus
-from lora_ext.jobs.recording import output_folder, train_recorded
+from lora_ext.jobs.recording import check_host, output_folder, train_recorded
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun, RunRegistry
 from lora_ext.jobs.tensorboard_log import check_logs
 from lora_ext.protocols import Control, Host, UserError
-from lora_ext.training.checks import check_device, prepare_run
-from lora_ext.training.samples import check_samplers
+from lora_ext.training.checks import prepare_run
 
 
 @dataclass
@@ -55,10 +52,7 @@ class JobRunner:
         """
         prepared = prepare_run(config, output_folder(config, self.host))
         check_logs(config)
-        device = self.host.checkpoint_info().device
-        if device:
-            check_device(config, torch.device(device))
-        check_samplers(config, prepared.sample_prompts, self.host.samplers())
+        check_host(prepared, self.host)
         with self._lock:
             ahead = [job for job in (self._current, *self._waiting) if job is not None]
             checkpoint, note = self.host.checkpoint_info().name, _waiting_note(ahead, config)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.jobs.memory import memory_in_use
 from lora_ext.jobs.steps_file import RunningMean
@@ -24,24 +25,27 @@ def check_logs(config: TrainConfig) -> None:
 
 
 def summary_writer() -> Callable[[str], Any]:
-    """What makes a writer of event files; UserError where no package for that is installed."""
+    """What makes a writer of event files; UserError where no package for that is installed, or works."""
+    reason = "neither tensorboard nor tensorboardX is installed here"
     for module in ("torch.utils.tensorboard", "tensorboardX"):
         try:
             writer: Callable[[str], Any] = importlib.import_module(module).SummaryWriter
             return writer
         except ImportError:
             continue
+        except Exception as error:  # as tensorboard raises beside a protobuf of another age
+            reason = f"{module} cannot be used here ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     raise UserError(
-        "log_with = tensorboard: neither tensorboard nor tensorboardX is installed here; install one of them into this "
-        "program's environment (pip install tensorboard), or set log_with = csv"
+        f"log_with = tensorboard: {reason}; install one of them into this program's environment (pip install "
+        "tensorboard), or set log_with = csv"
     )
 
 
 def log_folder(config: TrainConfig, run_folder: Path) -> Path:
     """Where the event files of a run go: a folder of its own, named by prefix and time, under the one that is set."""
     name = config.saving.log_prefix.strip() + time.strftime("%Y%m%d%H%M%S")
-    chosen = config.saving.logging_dir.strip()
-    return (Path(chosen).expanduser() if chosen else run_folder / "tensorboard") / name
+    chosen = config.saving.logging_dir
+    return (given_path(chosen) if chosen.strip() else run_folder / "tensorboard") / name
 
 
 class TensorBoardEvents(Events):

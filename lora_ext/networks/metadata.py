@@ -116,12 +116,12 @@ def network_metadata(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
         **_dataset_values(config, facts),
         **_checkpoint_values(facts),
     }
-    if config.saving.no_metadata:
-        values = {key: values[key] for key in _MINIMUM}
-    training = {f"ss_{key}": str(value) for key, value in values.items()} | dict(facts.validation)
+    own = dict(facts.validation)
     if facts.base_networks:  # sd-scripts merges them and says nothing of it
-        training["lw_base_networks"] = json.dumps(facts.base_networks)
-    return training | _modelspec(config, facts)
+        own["lw_base_networks"] = json.dumps(facts.base_networks)
+    if config.saving.no_metadata:
+        values, own = {key: values[key] for key in _MINIMUM}, {}
+    return {f"ss_{key}": str(value) for key, value in values.items()} | own | _modelspec(config, facts)
 
 
 def _run_values(facts: RunFacts) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from lora_ext.dataset.validation_split import split_validation
 from lora_ext.networks.ckpt_file import is_network_ckpt
 from lora_ext.networks.file import scan_network
 from lora_ext.protocols import UserError
-from lora_ext.training.learning import check_learning
+from lora_ext.training.optimizers import check_optimizer
 from lora_ext.training.plan import TrainingPlan, make_plan, written_files
 from lora_ext.training.precision import check_precision
 from lora_ext.training.prediction import check_prediction
-from lora_ext.training.rates import learning_rates
+from lora_ext.training.rates import check_schedule, learning_rates
 from lora_ext.training.samples import read_sample_prompts
 
 
@@ -67,6 +67,7 @@ def prepare_run(
     scan.raise_on_problems()
     report = make_report(scan, config, token_counter)
     plan = make_plan(config, report, output_dir)
+    check_schedule(config, plan.total_steps)
     check_replaced([output_dir / name for name in written_files(config.saving, plan.counts)])
     return PreparedRun(config, output_dir, rates, scan, report, plan, prompts, held_out)
 
@@ -126,6 +127,6 @@ def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
 
 
 def check_device(config: TrainConfig, device: torch.device) -> None:
-    """Raise UserError where the device does not compute as wanted, or the optimizer or schedule is not to be had."""
+    """Raise UserError where the device does not compute as wanted, or the optimizer is not to be had or fails there."""
     check_precision(config, device)
-    check_learning(config, device)
+    check_optimizer(config.learning, device)

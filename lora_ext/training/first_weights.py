@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import TRAINING, Delta
+from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.config.run_rules import base_networks
 from lora_ext.networks.file import NetworkFile, model_hash, read_network
@@ -38,7 +39,7 @@ class BaseNetwork:
 
 def find_network(setting: str, name: str, folders: Sequence[Path]) -> Path:
     """The file that a setting means: a path, or a name in these folders; UserError where there is none."""
-    path = Path(name).expanduser()
+    path = given_path(name)
     if path.is_file():
         return path
     found = NetworkLibrary(folders).find(path.stem if path.suffix == ".safetensors" else name)
@@ -60,6 +61,9 @@ def first_network(settings: NetworkSettings, folders: Sequence[Path]) -> Network
             f"network_weights = {name}: this is no LoRA or LoCon ({', '.join(odd[:3]) or 'it is empty'}), and only "
             "these can be trained on"
         )
+    for key, tensors in file.modules.items():
+        if missing := sorted({_DOWN, _UP} - set(tensors)):
+            raise UserError(f"network_weights = {name}: {key} lacks {' and '.join(missing)}: the file is damaged")
     return file
 
 
@@ -98,7 +102,7 @@ def begin_with(network: Network, file: NetworkFile) -> list[str]:
     tensors = network.state_dict_for_file()
     has_text = any(name.startswith(_TEXT) for name in tensors)
     has_unet = any(not name.startswith(_TEXT) for name in tensors)
-    notes, unknown, other_ranks = [], [], []
+    notes, unknown, other_ranks, other_alphas = [], [], [], []
     left_out = [key for key in file.modules if not (has_text if key.startswith(_TEXT) else has_unet)]
     for key, stored in file.modules.items():
         if key in left_out:
@@ -108,8 +112,11 @@ def begin_with(network: Network, file: NetworkFile) -> list[str]:
             unknown.append(key)
         elif down.shape[0] != stored[_DOWN].shape[0]:
             other_ranks.append(f"{stored[_DOWN].shape[0]} instead of {down.shape[0]}")
+        alpha = _alpha(file.tensors, key, stored[_DOWN].shape[0])
+        if down is not None and float(tensors[f"{key}.{_ALPHA}"]) != alpha:
+            other_alphas.append(f"{alpha:g} instead of {float(tensors[f'{key}.{_ALPHA}']):g}")
         tensors.update({f"{key}.{suffix}": tensor.float() for suffix, tensor in stored.items()})
-        tensors[f"{key}.{_ALPHA}"] = torch.tensor(_alpha(file.tensors, key, stored[_DOWN].shape[0]))
+        tensors[f"{key}.{_ALPHA}"] = torch.tensor(alpha)
     if unknown or other_ranks:
         what = f"{_count(unknown)} that this run does not train" if unknown else f"rank {other_ranks[0]}"
         raise UserError(
@@ -118,6 +125,8 @@ def begin_with(network: Network, file: NetworkFile) -> list[str]:
         )
     if left_out:
         notes.append(f"{_count(left_out)} of {file.path.name} are left out: their part is not trained")
+    if other_alphas:
+        notes.append(f"{file.path.name} has alphas of its own, which are kept ({', '.join(sorted(set(other_alphas)))})")
     keys = {name.partition(".")[0] for name in tensors}
     if missing := keys - set(file.modules):
         notes.append(f"{file.path.name} has nothing for {_count(sorted(missing))}: these begin anew")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,29 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_ext.config.groups import LearningSettings
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.max_norm import MaxNorm, NormReport
 from lora_ext.networks.network import Network
 from lora_ext.training.averaging import WeightAverage
-from lora_ext.training.optimizers import check_optimizer, make_optimizer
-from lora_ext.training.rates import RateRun, learning_rate_curve, parameter_groups
+from lora_ext.training.optimizers import make_optimizer
+from lora_ext.training.rates import RateRun, parameter_groups
 from lora_ext.training.state_trees import OptimizerState
-
-
-def check_learning(config: TrainConfig, device: torch.device) -> None:
-    """Raise UserError where optimizer, schedule or their arguments are not to be had, or fail on the device."""
-    check_optimizer(config.learning, device)
-    learning_rate_curve(config, total_steps=_steps_to_try(config.learning))
-
-
-def _steps_to_try(settings: LearningSettings) -> int:
-    """Steps in which a schedule finds room for its warmup and for a step a cycle; a class is tried with one."""
-    if "." in settings.lr_scheduler:
-        return 1
-    warmup = int(settings.lr_warmup_steps) if settings.lr_warmup_steps >= 1 else 0
-    room = 1 - settings.lr_warmup_steps if settings.lr_warmup_steps < 1 else 1.0
-    return warmup + math.ceil(settings.lr_scheduler_num_cycles / max(room, 0.01)) + 1
 
 
 class Learning:
@@ -49,7 +32,8 @@ class Learning:
         self._rates = RateRun(self.optimizer, config, total_steps)
         self._parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
-        self._max_norm = None if limit is None else MaxNorm(network.adapters.values(), limit)
+        trained = [adapter for adapter in network.adapters.values() if adapter.lora_up.weight.requires_grad]
+        self._max_norm = None if limit is None else MaxNorm(trained, limit)
         self._average = None if decay is None else WeightAverage(self._parameters, decay)
         self._has_other_weights = self._average is not None or _averages_itself(self.optimizer)
         self._others_are_in = False
@@ -101,7 +85,10 @@ class Learning:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, for the same network."""
         self._rates.load_state_dict(state["schedule"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self._optimizer_state.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if self._average is not None:
             known = state.get("average", {"updates": 0, "weights": self._parameters})  # it was off, perhaps
             self._average.updates = known["updates"]

@@ -39,14 +39,14 @@ class TrainingLoop:
             run.samples.before_first_step()
         self.control.raise_if_stopping()
         for epoch in range(run.epoch + run.epoch_ended, plan.total_epochs + 1):
+            if self._ends_early:  # a state of a run that its held-out pictures have ended
+                break
             if run.epoch_ended:
                 run.epoch, run.epoch_ended, run.epoch_losses = epoch, False, []
             self._take_epoch()
             if self._ends_early:
                 break
             self._end_epoch()
-            if self._ends_early:
-                break
         if not self.control.cancelled:
             run.saver.save_last(run.epoch, run.steps)
             run.states.save_last()

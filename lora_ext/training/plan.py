@@ -11,6 +11,7 @@ from lora_ext.config.groups import SavingSettings
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.dataset.step_count import StepCount, count_steps
+from lora_ext.training.schedules import warms_up, warmup_steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def make_plan(config: TrainConfig, report: DatasetReport, output_dir: Path) -> T
         total_steps=counts.total_steps,
         total_epochs=counts.total_epochs,
         files=files,
-        warnings=_warnings(config, counts.updates_per_epoch, files, output_dir),
+        warnings=_warnings(config, counts, files, output_dir),
     )
 
 
@@ -139,7 +140,7 @@ def kept_files(saving: SavingSettings, counts: StepCount) -> list[str]:
     return [name for name in written_files(saving, counts) if name not in deleted]
 
 
-def _warnings(config: TrainConfig, updates_per_epoch: int, files: list[Path], output_dir: Path) -> list[str]:
+def _warnings(config: TrainConfig, counts: StepCount, files: list[Path], output_dir: Path) -> list[str]:
     learning = config.learning
     warnings = []
     if config.saving.resume.strip():
@@ -153,10 +154,17 @@ def _warnings(config: TrainConfig, updates_per_epoch: int, files: list[Path], ou
             f"files of an earlier run of this name stay and will be taken for epochs of this one: {_named(others)}; "
             "move them away or set another output_name"
         )
-    if learning.gradient_accumulation_steps > 1 and updates_per_epoch == 1:
+    if learning.gradient_accumulation_steps > 1 and counts.updates_per_epoch == 1:
         warnings.append(
             f"gradient_accumulation_steps = {learning.gradient_accumulation_steps} makes each epoch a single step; "
             "a smaller number gives more steps"
+        )
+    warmup = warmup_steps(learning.lr_warmup_steps, counts.total_steps) if warms_up(learning) else 0
+    if warmup >= counts.total_steps:
+        warnings.append(
+            f"lr_warmup_steps = {learning.lr_warmup_steps:g} leaves nothing of the run's "
+            f"{_count(counts.total_steps, 'step')}: the learning rate never comes up to what is set; set it to 0.1 (a "
+            "tenth of them) or less"
         )
     return [*warnings, *advice(config)]
 

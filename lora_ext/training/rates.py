@@ -82,7 +82,8 @@ def rate_groups(config: TrainConfig) -> list[RateGroup]:
 def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, Any]]:
     """The optimizer's groups over the adapters' parameters: `params`, `lr`, `initial_lr`, `part`, `label`.
 
-    Adapters of blocks with a factor of 0, which a file may have brought, are in none: they stay as they are.
+    Adapters of blocks with a factor of 0, which a file may have brought, are in none and take no gradient: they stay as
+    they are.
     """
     members: dict[RateGroup, list[Tensor]] = {}
     factors = block_factors(config)
@@ -93,6 +94,8 @@ def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -
         if groups:
             members.setdefault(groups[0], []).append(adapter.lora_down.weight)
             members.setdefault(groups[-1], []).append(adapter.lora_up.weight)
+        else:
+            adapter.requires_grad_(False)
     if not members:
         raise UserError("nothing is left to train: block_lr is 0 for every block of this network; leave one of them in")
     return [_group(group, members[group]) for group in sorted(members, key=_order)]
@@ -164,11 +167,11 @@ class RateRun:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """How far a scheduler's class has come; named schedules know nothing but the step."""
-        return {} if self.scheduler is None else {"steps": self._scheduler_steps}
+        """How far a scheduler's class has come, or would have; named schedules know nothing but the step."""
+        return {"steps": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, before the optimizer takes its own state over.
+        """Go on from what `state_dict` gave; the rates that this sets are the run's, not those in an optimizer's state.
 
         A scheduler goes through its steps again: what it knows may be functions, which no state can keep, and comes
         from the steps alone.
@@ -184,7 +187,7 @@ class RateRun:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             while self._scheduler_steps < step:
-                self.scheduler.step()
+                _step(self.scheduler, self._scheduler_steps + 1)
                 self._scheduler_steps += 1
 
 
@@ -212,6 +215,22 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any
     return scheduler
 
 
+def _step(scheduler: Any, number: int) -> None:
+    """A scheduler's step; UserError where it fails: OneCycleLR does beyond the steps that it was told of."""
+    try:
+        scheduler.step()
+    except Exception as error:  # whatever a scheduler's class raises
+        raise UserError(
+            f"lr_scheduler: {type(scheduler).__name__} fails at step {number} of the run ({error}): correct "
+            "lr_scheduler_args, or choose another"
+        ) from error
+
+
+def check_schedule(config: TrainConfig, total_steps: int) -> None:
+    """Raise UserError where the schedule is not to be had, or fails within the steps of a run."""
+    learning_rate_curve(config, total_steps, every=total_steps)
+
+
 def learning_rate_curve(config: TrainConfig, total_steps: int, every: int = 1) -> dict[str, list[float]]:
     """Rates by label over the steps of a run, each `every`th of them, exactly as they will be set.
 
@@ -225,14 +244,12 @@ def learning_rate_curve(config: TrainConfig, total_steps: int, every: int = 1) -
         optimizer = torch.optim.SGD(groups, lr=1.0)  # it is not stepped: any one holds the rates
     run = RateRun(optimizer, config, total_steps)
     curve: dict[str, list[float]] = {group["label"]: [] for group in groups}
-    for step in range(total_steps):
-        if run.scheduler is None and step % every:
-            continue
+    for step in range(0, total_steps, every):
         run.begin_step(step)
-        if step % every == 0:
-            rates = run.rates()
-            for label, points in curve.items():
-                points.append(rates[label])
+        rates = run.rates()
+        for label, points in curve.items():
+            points.append(rates[label])
+    run.begin_step(total_steps - 1)
     return curve
 
 

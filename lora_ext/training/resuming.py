@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig, all_settings, flat_values
 from lora_ext.dataset.folders import DatasetScan, Member
+from lora_ext.dataset.images import content_hash
+from lora_ext.dataset.masks import masks_of
 from lora_ext.protocols import UserError
 from lora_ext.training.checks import PreparedRun
 from lora_ext.training.first_weights import BaseNetwork
@@ -26,6 +29,7 @@ _IRRELEVANT = frozenset({
     "gradient_checkpointing", "on_out_of_memory", "cache_latents", "cache_latents_to_disk", "vae_batch_size",
     "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "stop_after_bad_steps",
 })  # fmt: skip
+_ALPHAS = frozenset({"network_alpha", "conv_alpha", "block_alphas", "conv_block_alphas"})
 
 
 def find_state(config: TrainConfig, output_dir: Path) -> SavedState | None:
@@ -44,17 +48,21 @@ def find_state(config: TrainConfig, output_dir: Path) -> SavedState | None:
                 "save_state is on"
             )
         return read_state(found)
-    folder = Path(wanted).expanduser()
-    inside = output_dir / wanted
+    folder = given_path(wanted)
+    inside = output_dir / folder
     return read_state(inside if inside.is_dir() and not folder.is_dir() else folder)
 
 
-def facts_of(scan: DatasetScan, checkpoint: Checkpoint, base: Sequence[BaseNetwork]) -> dict[str, Any]:
-    """What tells whether the same thing is trained on: checkpoint, files merged into it, pictures."""
+def facts_of(
+    scan: DatasetScan, checkpoint: Checkpoint, base: Sequence[BaseNetwork], masked: bool = False
+) -> dict[str, Any]:
+    """What tells whether the same thing is trained on: checkpoint, files merged into it, pictures, masks where used."""
+    masks = masks_of(scan) if masked else [None] * len(scan.members)
     return {
         "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+        "vae": checkpoint.vae_path.name if checkpoint.vae_path else "",
         "base_weights": [[each.file.path.name, each.multiplier, each.hash] for each in base],
-        "pictures": [_told(member) for member in scan.members],
+        "pictures": [_told(member, mask) for member, mask in zip(scan.members, masks, strict=True)],
     }
 
 
@@ -66,6 +74,7 @@ def check_same_run(state: SavedState, prepared: PreparedRun, facts: Mapping[str,
     settings = _changed_settings(state.settings, flat_values(prepared.config))
     changes = [
         *_changed_checkpoint(state.facts, facts),
+        *(_changed_vae(state.facts, facts) if not prepared.config.memory.vae.strip() else ()),
         *_changed_pictures(state.facts["pictures"], facts["pictures"], with_options=not settings),
         *settings,
     ]
@@ -85,13 +94,14 @@ def check_same_run(state: SavedState, prepared: PreparedRun, facts: Mapping[str,
     return changes
 
 
-def _told(member: Member) -> list[Any]:
-    """A picture: name, content, caption, repeats, and how it is treated; where its mask lies is no matter."""
+def _told(member: Member, mask: Path | None) -> list[Any]:
+    """A picture: name, content with its mask's, caption, repeats, treatment; where its mask lies is no matter."""
     entry, subset = member.entry, member.subset
     parent = f"{subset.folder.parent.name}/" if subset.is_reg else ""  # often named as the folder that it belongs to
     options = replace(subset.options, conditioning_data_dir="")
     name = f"{parent}{subset.folder.name}/{entry.path.name}"
-    return [name, entry.content_hash, entry.caption, member.repeats, f"{options} {subset.sizing}"]
+    content = f"{entry.content_hash} {content_hash(mask)}" if mask else entry.content_hash
+    return [name, content, entry.caption, member.repeats, f"{options} {subset.sizing}"]
 
 
 def _changed_checkpoint(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -109,9 +119,15 @@ def _changed_checkpoint(then: Mapping[str, Any], now: Mapping[str, Any]) -> list
     return changes
 
 
+def _changed_vae(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has become of the VAE that is loaded with the checkpoint; it encodes where the settings name none."""
+    names = [each["vae"] or "the checkpoint's own" for each in (then, now)]
+    return [f"loaded VAE: {names[0]} then, {names[1]} now"] if names[0] != names[1] else []
+
+
 def _changed_pictures(then: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]], with_options: bool) -> list[str]:
     """What has become of the pictures; their options come from the settings, which may tell it shorter."""
-    before, after = {each[0]: each[1:] for each in then}, {each[0]: each[1:] for each in now}
+    before, after = _by_name(then), _by_name(now)
     both = [name for name in before if name in after]
     kinds = {
         "gone": [name for name in before if name not in after],
@@ -127,13 +143,25 @@ def _changed_pictures(then: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]
     return changes
 
 
+def _by_name(pictures: Sequence[Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """What is told of pictures, by name; where several have one (in folders of one name) they are numbered."""
+    found: dict[str, Sequence[Any]] = {}
+    for name, *facts in pictures:
+        number = 1
+        while (key := name if number == 1 else f"{name} ({number})") in found:
+            number += 1
+        found[key] = facts
+    return found
+
+
 def _changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changes = []
     for name, declared in all_settings().items():
         if declared.group in _IRRELEVANT_GROUPS or name in _IRRELEVANT or then[name] == now[name]:
             continue
         more = name == "max_train_epochs" and None not in (then[name], now[name]) and now[name] > then[name]
-        note = " (the schedule stretches over all of them)" if more else ""
+        kept = " (the state's stay)" if name in _ALPHAS else ""
+        note = " (the schedule stretches over all of them)" if more else kept
         changes.append(f"{name}: {then[name]} then, {now[name]} now{note}")
     return changes
 

@@ -92,11 +92,10 @@ class Run:
         )
 
     def go_on_from(self, state: SavedState, events: Events) -> None:
-        """Take over a saved state, before the first step.
+        """Take over a saved state, whose weights the network has already, before the first step.
 
         A part that has no state there, or one that is not its own, begins anew, with a warning.
         """
-        self.network.load_tensors(state.network)
         for name, part in self.parts.items():
             try:
                 part.load_state_dict(state.parts[name])

@@ -53,9 +53,11 @@ def read_sample_prompts(config: TrainConfig) -> list[SamplePrompt]:
     return prompts
 
 
-def check_samplers(config: TrainConfig, prompts: Sequence[SamplePrompt], known: Sequence[str]) -> None:
-    """Raise ConfigError for every sampler that the host does not have, where samples are asked for."""
-    if not prompts and not draws_by_itself(config):
+def check_samplers(
+    config: TrainConfig, prompts: Sequence[SamplePrompt], known: Sequence[str], class_pictures: int = 0
+) -> None:
+    """Raise ConfigError for every sampler that the host does not have, where samples or class pictures are drawn."""
+    if not prompts and not draws_by_itself(config) and not class_pictures:
         return
     named = [("sample_sampler", config.samples.sample_sampler)]
     named += [("sample_prompts: --ss", prompt.sampler) for prompt in prompts if prompt.sampler]

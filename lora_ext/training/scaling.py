@@ -31,7 +31,8 @@ class LossScaler:
     def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take the factor out of the gradients, in place."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, 1.0 / self.scale)
+        if gradients:
+            torch._foreach_mul_(gradients, 1.0 / self.scale)
 
     def update(self, finite: bool) -> None:
         """Set the factor for the next step; `finite`: all gradients of this one were numbers."""

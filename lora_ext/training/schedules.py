@@ -10,14 +10,13 @@ from typing import Any
 from lora_ext.config.arguments import parse_arguments
 from lora_ext.config.groups import LearningSettings
 from lora_ext.config.groups.learning import SCHEDULES
-from lora_ext.config.learning_rules import is_schedule_free, sets_its_own_rate
+from lora_ext.config.learning_rules import GUIDES_RESTARTS, is_schedule_free, sets_its_own_rate
 from lora_ext.protocols import UserError
 
 Factor = Callable[[int], float]
 """Factor on the learning rate for update 0, 1, …"""
 
 _POLYNOMIAL_END = 1e-7
-_GUIDES_RESTARTS = "CosineAnnealingWarmupRestarts"
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,13 @@ def warmup_steps(setting: float, total_steps: int) -> int:
     return int(setting * total_steps) if setting < 1 else int(setting)
 
 
+def warms_up(settings: LearningSettings) -> bool:
+    """Whether `lr_warmup_steps` acts: on the named schedules alone, where the optimizer leaves a choice."""
+    name = schedule_name(settings)
+    chosen = not is_schedule_free(settings) and not sets_its_own_rate(settings)
+    return chosen and "." not in name and name != "piecewise_constant"
+
+
 def schedule_name(settings: LearningSettings) -> str:
     """The schedule that acts: some optimizers leave no choice, and the guides' class is one of ours."""
     if is_schedule_free(settings):
@@ -56,7 +62,7 @@ def schedule_name(settings: LearningSettings) -> str:
         return "adafactor"
     name = settings.lr_scheduler.strip()
     arguments, _ = parse_arguments(settings.lr_scheduler_args)
-    if name.rpartition(".")[2] == _GUIDES_RESTARTS and "T_0" in arguments:
+    if name.rpartition(".")[2] == GUIDES_RESTARTS and "T_0" in arguments:
         return "cosine_annealing_warmup_restarts"
     return name
 

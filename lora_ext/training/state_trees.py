@@ -79,6 +79,7 @@ class OptimizerState:
             "class": type(self.optimizer).__name__,
             "optimizer": self.optimizer.state_dict(),
             "begun_with": self._begun_with,
+            "dtypes": self._dtypes(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -86,15 +87,26 @@ class OptimizerState:
         if state["class"] != type(self.optimizer).__name__:
             raise ValueError(f"it is {state['class']}'s")
         saved = state["optimizer"]
+        if len(saved["param_groups"]) != len(self._begun_with):
+            raise ValueError(f"it has {len(saved['param_groups'])} groups, and now there are {len(self._begun_with)}")
         groups = zip(saved["param_groups"], state["begun_with"], self._begun_with, strict=True)
         for group, then, now in groups:
             group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
         self.optimizer.load_state_dict(saved)
-        self._take_dtypes(saved)
+        if state["dtypes"] == self._dtypes():  # else torch's cast is right
+            self._take_dtypes(saved)
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _dtypes(self) -> list[str]:
+        """Of all parameters."""
+        return [str(parameter.dtype) for parameter in self._parameters]
 
     def _take_dtypes(self, saved: Mapping[str, Any]) -> None:
         """Have the state in the very dtypes that it was saved in: torch casts it to the parameters'."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = self._parameters
         for number, state in saved["state"].items():
             present = self.optimizer.state[parameters[number]]
             for name, value in state.items():

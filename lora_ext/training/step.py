@@ -82,12 +82,12 @@ class TrainingStep:
 
         As in sd-scripts each batch counts 1 / `gradient_accumulation_steps`, in an epoch's last window too, which may
         have fewer of them. An update whose loss or gradient is not finite is left out and counted (`left_out` says
-        why); UserError after `stop_after_bad_steps` in a row. What modules draw depends on the seed and the step alone.
+        why); UserError after `stop_after_bad_steps` in a row. What modules and the optimizer draw depends on the seed
+        and the step alone.
         """
         with random_states_kept():
-            loss, norm = self._gradients(batches, step)
-        self.gradient_norm = norm
-        self._apply(loss, norm)
+            loss, self.gradient_norm = self._gradients(batches, step)
+            self._apply(loss, self.gradient_norm)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
@@ -117,7 +117,8 @@ class TrainingStep:
                 loss = self.loss(piece, its_draw) * (len(piece.captions) / len(batch.captions))
                 total += loss.detach()
                 loss = loss / self.config.learning.gradient_accumulation_steps
-                (self.scaler.scaled(loss) if self.scaler else loss).backward()
+                if loss.requires_grad:  # module dropout may have left out every adapter
+                    (self.scaler.scaled(loss) if self.scaler else loss).backward()
         if self.scaler:
             self.scaler.unscale(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.learning.max_grad_norm or math.inf)

@@ -32,7 +32,7 @@ def prepare_text(
     memory = config.memory
     on_disk = memory.cache_text_encoder_outputs_to_disk
     keeps = (memory.cache_text_encoder_outputs or on_disk) and not trained
-    dataset.caption_variants = memory.caption_variants if keeps else 0
+    dataset.caption_variants = 0 if trained else memory.caption_variants  # kept or not: a resume may change that
     conditioning = TextConditioning(checkpoint.text_encoders[0], config.captions)
     conditioning.fit(dataset.captions)
     if trained:

@@ -16,6 +16,7 @@ from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.class_pictures import check_class_pictures, draw_class_pictures
 from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.networks.dropout import dropout_of
+from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
@@ -107,25 +108,35 @@ class Trainer:
         first = None if state else first_network(config.network, self.network_folders)
         self._announce(prepared)
         prepared = self._with_class_pictures(prepared)
-        facts = facts_of(prepared.scan, checkpoint, base)
+        facts = facts_of(prepared.scan, checkpoint, base, config.loss.masked_loss)
         changes = check_same_run(state, prepared, facts) if state else []
         source = state.network if state else first.tensors if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
-            run = self._set_up(session, prepared, MetadataOfRun(checkpoint, prepared, base), facts)
-            for note in begin_with(run.network, first) if first else ():
-                self.events.message("warning", note)
+            network = self._network(session, first, state)
+            run = self._set_up(session, network, prepared, MetadataOfRun(checkpoint, prepared, base), facts)
             if state:
                 self._go_on(run, state, changes)
             TrainingLoop(run, config, self.events, self.control, self.pause_place).train()
         return self._result(run, started)
 
-    def _set_up(self, session: Session, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]) -> Run:
-        """Everything that the first step needs; the network is attached."""
-        checkpoint, config = self.checkpoint, self.config
+    def _network(self, session: Session, first: NetworkFile | None, state: SavedState | None) -> Network:
+        """The network with the weights that the run begins with: what is made from it may take copies of them."""
+        config = self.config
         network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
         if config.memory.full_bf16:
             network.cast(torch.bfloat16)
+        if state:
+            network.load_tensors(state.network)
+        for note in begin_with(network, first) if first else ():
+            self.events.message("warning", note)
+        return network
+
+    def _set_up(
+        self, session: Session, network: Network, prepared: PreparedRun, metadata: MetadataOfRun, facts: dict[str, Any]
+    ) -> Run:
+        """Everything that the first step needs; the network is attached."""
+        checkpoint, config = self.checkpoint, self.config
         dataset = self._cached_dataset(prepared)
         held_out = held_out_pictures(prepared.held_out, checkpoint, config, self.events, self.control)
         prior = prior_prediction(config, prepared.scan, network)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -30,10 +32,14 @@ _MEASURED_TIMESTEPS = 4
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out pictures: the same `batches` each time, with noise that is a function of `seed`."""
+    """The held-out pictures: the same `batches` each time, with noise that is a function of `seed`.
+
+    `content` is a digest of the pictures, their captions and the seed: with the same one losses can be compared.
+    """
 
     batches: list[Batch]
     seed: int
+    content: str = ""
 
     @property
     def captions(self) -> list[str]:
@@ -64,10 +70,21 @@ def held_out_pictures(
     dataset = ImageDataset(scan, replace(config, learning=replace(learning, seed=seed)))
     dataset.cache_latents(checkpoint, events, control, generator_for(seed, "validation latents"))
     control.raise_if_stopping()
-    held_out = HeldOut(list(islice(dataset.batches(1), samples.max_validation_steps)), seed)
-    count = sum(len(batch.captions) for batch in held_out.batches)
+    batches = list(islice(dataset.batches(1), samples.max_validation_steps))
+    held_out = HeldOut(batches, seed, _digest(batches, [entry.content_hash for entry in scan.images], seed))
+    count = sum(len(batch.captions) for batch in batches)
     events.message("info", f"{count} picture{'' if count == 1 else 's'} held out to measure progress.")
     return held_out
+
+
+def _digest(batches: Sequence[Batch], hashes: Sequence[str], seed: int) -> str:
+    """Of a seed and of pictures, whose own digests are `hashes`, with their captions."""
+    told = [
+        [hashes[place], caption]
+        for batch in batches
+        for place, caption in zip(batch.entries, batch.captions, strict=True)
+    ]
+    return hashlib.blake2b(json.dumps([seed, told]).encode(), digest_size=16).hexdigest()
 
 
 class Validation:
@@ -144,11 +161,17 @@ class Validation:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """All measurements, in JSON's types."""
-        return {"reports": [dataclasses.asdict(report) for report in self.reports]}
+        """All measurements, in JSON's types, and of which pictures they are."""
+        return {"pictures": self._content, "reports": [dataclasses.asdict(report) for report in self.reports]}
+
+    @property
+    def _content(self) -> str:
+        return self._held_out.content if self._held_out is not None else ""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as if they had been made here; KeyError or ValueError where they are not measurements."""
+        """Go on as if they had been made here; KeyError or ValueError where they are none of these pictures."""
+        if state["reports"] and state.get("pictures", "") != self._content:
+            raise ValueError("other pictures were held out")
         try:
             self.reports = [
                 ValidationReport(**{**each, "by_timestep": {int(t): loss for t, loss in each["by_timestep"].items()}})

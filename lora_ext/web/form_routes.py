@@ -67,7 +67,10 @@ def plan_pieces(desk: PlanningDesk, body: FormBody) -> dict[str, Any]:
         look, plan = desk.plan(config, fresh=body.look)
     except UserError as error:
         return {"plan": markup.hint(NO_PLAN), **_problems(error, "report" if body.look else "plan")}
-    pieces = {"plan": markup.plan_card(config, look, plan), "fields": {}}
+    try:
+        pieces = {"plan": markup.plan_card(config, look, plan), "fields": {}}
+    except UserError as error:  # a schedule's class, say, that cannot be had; the pictures are as they are
+        pieces = _problems(error, "plan")
     return {**pieces, "report": markup.dataset_report(look)} if body.look else pieces
 
 

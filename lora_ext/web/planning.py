@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
+from lora_ext.checkpoint.text.emphasis import parse_emphasis
+from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.sample_prompts import prompts_file
 from lora_ext.config.train_config import TrainConfig
@@ -59,12 +62,19 @@ class PlanningDesk:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
         self.check_paths(config)
         scan, held_out = self._scan(config, fresh)
-        return Look(scan, make_report(scan, config, count_tokens), held_out)
+        counter = partial(count_tokens, weighted=config.captions.weighted_captions)
+        return Look(scan, make_report(scan, config, counter), held_out)
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
         """The report, and the steps and files of a run."""
         look = self.look(config, fresh)
-        return look, make_plan(config, look.report, output_folder(config, self.host))
+        try:
+            return look, make_plan(config, look.report, output_folder(config, self.host))
+        except OSError as error:  # a name that no file system takes
+            raise UserError(
+                f"output_dir = {config.saving.output_dir}: this folder cannot be looked into "
+                f"({error.strerror or error}): choose another"
+            ) from error
 
     def check_paths(self, config: TrainConfig) -> None:
         """Raise UserError where the settings, or what they name, lead out of the allowed folders."""
@@ -83,7 +93,10 @@ class PlanningDesk:
                 self._check_path("dataset_config", folder)
 
     def _check_path(self, name: str, text: str) -> None:
-        path = Path(text.strip()).expanduser().resolve()
+        try:
+            path = given_path(text).resolve()
+        except (OSError, RuntimeError) as error:  # no right to follow it, or links in a circle
+            raise UserError(f"{name} = {text}: this path cannot be followed ({error}): choose another") from error
         roots = self.allowed_roots or ()
         if not any(path.is_relative_to(root.resolve()) for root in roots):
             there = ", ".join(str(root) for root in roots)
@@ -111,10 +124,11 @@ class PlanningDesk:
 def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     """Every path that the settings name, with the name of its setting.
 
-    What may also be the name of a network or a run, and holds no separator, is looked up in the program's own folders.
+    What may also be the name of a network or a run, and holds no sign of a path, is looked up in the program's own
+    folders.
     """
     dataset, network, saving = config.dataset, config.network, config.saving
-    description = dataset.dataset_config.strip()
+    description = dataset.dataset_config.strip().strip('"')
     paths = [
         ("train_data_dir", dataset.train_data_dir),
         ("dataset_config", "" if "\n" in description or description[:1] in ("[", "{") else description),
@@ -128,13 +142,15 @@ def paths_of(config: TrainConfig) -> list[tuple[str, str]]:
     ]
     named = [("network_weights", network.network_weights), ("resume", saving.resume)]
     named += [("base_weights", line) for line in network.base_weights.splitlines()]
-    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\")]
+    paths += [(name, text) for name, text in named if any(sign in text for sign in "/\\:")]
     return [(name, text) for name, text in paths if text.strip()]
 
 
-def count_tokens(caption: str) -> int:
-    """CLIP tokens of a caption, without the begin and end marks."""
-    return len(clip_tokenizer()(caption, add_special_tokens=False, verbose=False).input_ids)
+@lru_cache(maxsize=100_000)
+def count_tokens(caption: str, weighted: bool = False) -> int:
+    """CLIP tokens of a caption, without the begin and end marks, nor where it is `weighted` the emphasis's brackets."""
+    texts = [text for text, _ in parse_emphasis(caption, breaks=False)] if weighted else [caption]
+    return sum(len(clip_tokenizer()(text, add_special_tokens=False, verbose=False).input_ids) for text in texts)
 
 
 def bucket_sizes(scan: DatasetScan) -> list[tuple[int, int]]:

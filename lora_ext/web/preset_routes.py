@@ -74,7 +74,7 @@ def add_preset_routes(router: APIRouter, host: Host) -> None:
     @router.post("/presets/save")
     def save(body: SavedPreset) -> dict[str, Any]:
         """Keep what stands in the form under a name."""
-        return {"name": own.save(body.name, make_config(body.settings)), "own": own.names()}
+        return {"name": own.save(body.name, make_config(body.settings, whole=False)), "own": own.names()}
 
     @router.post("/presets/delete")
     def delete(body: SavedPreset) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _told(preset: Preset) -> dict[str, str]:
 def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
     """These settings as their fields take them."""
     known = all_settings()
-    fields = shown_values(make_config({name: value for name, value in values.items() if name in known}))
+    fields = shown_values(make_config({name: value for name, value in values.items() if name in known}, whole=False))
     return {name: fields[name] for name in values if name in fields}
 
 

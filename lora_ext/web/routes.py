@@ -110,7 +110,8 @@ def _add_runs(router: APIRouter, runner: JobRunner, host: Host) -> None:
         checkpoint = {**asdict(info), "line": checkpoint_line(info)}
         found = runner.status() if run is None else await run_in_threadpool(runner.status, run)  # an old one is read
         problem = host.live_network_problem() if found.live_network else ""
-        state = state_to_resume(found.record) if found.record is not None else ""
+        ended = found.record if found.record is not None and not found.record.active else None
+        state = await run_in_threadpool(state_to_resume, ended) if ended is not None else ""  # it looks into folders
         return {**found.as_json(), "live_network_problem": problem, "state_to_resume": state, "checkpoint": checkpoint}
 
     @router.get("/runs")

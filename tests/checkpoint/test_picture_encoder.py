@@ -125,6 +125,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     for path, message in (
         (tmp_path / "none.safetensors", "there is no such file"),
+        (tmp_path / f"{'x' * 300}.safetensors", "cannot be read|there is no such file"),
         (tmp_path / "a.png", "allowed are files ending in .safetensors, .pt"),
         (tmp_path / "text.ckpt", "is not opened|is no VAE"),
         (tmp_path / "cut.safetensors", "is no whole safetensors file"),

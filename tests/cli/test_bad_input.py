@@ -73,9 +73,19 @@ def test_out_of_range(train: Callable) -> None:
 
 def test_all_settings_problems_at_once_from_file_and_shell(train: Callable, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
-    config.write_text('[network]\nnetwork_dim = -3\n[learning]\nlr_scheduler = "jumpy"\n', encoding="utf-8")
+    config.write_text('[network]\nconv_dim = -3\n[learning]\nlr_scheduler = "jumpy"\n', encoding="utf-8")
     done = train("--config", config, "--set", "nonsense", colour="red")
-    refused(done, "network_dim", "lr_scheduler", "colour", "--set nonsense", "NAME=VALUE")
+    refused(done, "conv_dim", "lr_scheduler", "colour", "--set nonsense", "NAME=VALUE")
+
+
+def test_the_shell_puts_right_what_fights_in_a_file(command: Callable, tmp_path: Path) -> None:
+    """Only what comes of preset, file and shell together is looked at as a whole."""
+    file = tmp_path / "half.toml"
+    file.write_text("resolution = 768\nmax_bucket_reso = 512\nnetwork_dim = 0", encoding="utf-8")
+    asked = ("train", "--config", file, "--show-config")
+    assert "max_bucket_reso = 512 is below the resolution 768" in command(*asked).err
+    done = command(*asked, "--set", "max_bucket_reso=1024", "--set", "network_dim=8")
+    assert done.code == 0 and "max_bucket_reso = 1024" in done.out
 
 
 def test_settings_file_that_is_not_there(train: Callable, tmp_path: Path) -> None:

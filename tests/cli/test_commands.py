@@ -106,6 +106,23 @@ def test_plan_writes_no_network(command: Callable, place: tuple, pictures: Path,
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_what_the_record_tells_of_a_run_holds_in_every_folder(
+    command: Callable, place: tuple, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("train", *place, *assignments(train_data_dir=pictures, output_name="net", output_dir="out"), "--plan")
+    assert Path(json.loads(command(*asked, "--json").out)["files"][0]).parent == (tmp_path / "out").resolve()
+
+
+def test_what_the_device_cannot_do_is_told_before_a_run_is_entered(
+    command: Callable, place: tuple, pictures: Path, tmp_path: Path
+) -> None:
+    wanted = assignments(train_data_dir=pictures, output_name="net", mixed_precision="fp16")
+    done = command("train", *place, "--device", "cpu", *wanted)
+    assert done.code and "mixed_precision = fp16: allowed on" in done.err
+    assert not list((tmp_path / "home").rglob("run.json"))
+
+
 def test_plan_tells_every_warning(command: Callable, place: tuple, pictures: Path) -> None:
     (pictures / "lonely.png").write_bytes(next(pictures.rglob("*.png")).read_bytes())
     asked = ("train", *place, *assignments(train_data_dir=pictures, output_name="net"), "--plan")

@@ -63,6 +63,8 @@ def test_values(name: str, value: object, parsed: object) -> None:
         ("min_bucket_reso", 100, "min_bucket_reso = 100: allowed is a whole number from 8 to 8192, a multiple of 8"),
         ("output_name", ["a"], "output_name = ['a']: allowed is text"),
         ("output_name", True, "output_name = True: allowed is text"),
+        ("train_data_dir", "a\0b", "train_data_dir = 'a\\x00b': allowed is text"),
+        ("caption_prefix", "\ud800", "caption_prefix = '\\ud800': allowed is text"),
     ],
 )
 def test_problems(name: str, value: object, problem: str) -> None:

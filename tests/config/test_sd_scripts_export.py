@@ -116,6 +116,7 @@ def test_what_sd_scripts_lacks_stands_as_a_comment() -> None:
     })  # fmt: skip
     text = config_to_sd_scripts(config)
     assert [line for line in text.splitlines() if line.startswith("# ") and " = " in line] == [
+        '# caption_chunks = "webui" (sd-scripts has nothing like it)',
         "# stop_text_encoder_training = 50 (sd-scripts' networks have nothing like it)",
         '# optimizer_type = "CAME" (not known there by this name)',
         "# ema_decay = 0.999 (sd-scripts has nothing like it)",
@@ -124,3 +125,22 @@ def test_what_sd_scripts_lacks_stands_as_a_comment() -> None:
         '# sample_prompts = "a cat\\na dog" (write the prompts into a file)',
     ]
     assert not {"optimizer_type", "lr_scheduler", "sample_prompts", "ema_decay"} & set(tomllib.loads(text))
+
+
+def test_arguments_are_one_word_each() -> None:
+    """sd-scripts takes each apart at its "=", and has a network's arguments as a list."""
+    given = {"optimizer_args": "betas=0.9, 0.95 eps=1e-7", "lr_scheduler_args": "T_0=10 gamma = 0.5"}
+    document = tomllib.loads(config_to_sd_scripts(make_config({**given, "weight_decay": 0.1})))
+    assert document["optimizer_args"] == ["betas=0.9,0.95", "eps=1e-7", "weight_decay=0.1"]
+    assert document["lr_scheduler_args"] == ["T_0=10", "gamma=0.5"]
+
+
+def test_defaults_that_sd_scripts_does_not_share_are_told_where_they_matter() -> None:
+    def told(**values: object) -> list[str]:
+        lines = config_to_sd_scripts(make_config(values)).splitlines()
+        return [line.split()[1] for line in lines if line.startswith(("# caption_chunks", "# masked_loss_normalize"))]
+
+    assert told(max_token_length=75) == []
+    assert told() == ["caption_chunks"] and told(caption_chunks="sd-scripts") == []
+    masked = {"alpha_mask": True, "caption_chunks": "sd-scripts"}
+    assert told(**masked) == ["masked_loss_normalize"] and told(**masked, masked_loss_normalize=False) == []

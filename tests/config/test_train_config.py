@@ -85,6 +85,7 @@ def test_a_refused_value_is_not_held_against_others() -> None:
             {"lr_scheduler": "cosin"},
             "lr_scheduler = 'cosin': allowed are constant, constant_with_warmup, linear, cosine",
         ),
+        ({"log_prefix": "/tmp/x"}, "log_prefix = '/tmp/x': it begins a folder's name"),
         ({"output_name": "a/b"}, "output_name = 'a/b': names of files and tags cannot hold any of"),
         ({"output_name": "a:1"}, "output_name = 'a:1': names of files and tags cannot hold any of"),
         ({"output_name": ".."}, "output_name = '..': names of files and tags cannot hold any of"),

@@ -119,10 +119,22 @@ def test_own_pictures_are_counted_and_kept(config: TrainConfig, tmp_path: Path) 
     scan = scan_dataset(config)
     (subset,) = [subset for subset in scan.subsets if subset.is_reg]
     assert [(entry.path.name, entry.order is None) for entry in subset.images] == [
-        ("class-00001.png", True), ("mine.png", True), ("class-00002.png", False), ("class-00003.png", False),
+        ("class-00001.png", True), ("class-00002.png", False), ("class-00003.png", False), ("mine.png", True),
     ]  # fmt: skip
     assert {entry.caption for entry in subset.images} == {"cat", "a cat"}
     assert subset.images[2].path.parent == tmp_path / "reg" / "1_cat"
+    drawn = draw_class_pictures(scan, config, Painter(), Events(), Control())
+    assert scan_dataset(config).images == drawn.images  # a state that was saved now is that of the same run
+
+
+def test_a_prompt_of_several_lines_is_one_caption(config: TrainConfig) -> None:
+    """As it is drawn, so it is read again from the file beside the picture."""
+    config = make_config({"class_prompt": "a cat,\n  sitting\n"}, config)
+    scan = scan_dataset(config)
+    check_class_pictures(scan, Painter())
+    drawn = draw_class_pictures(scan, config, Painter(), Events(), Control())
+    assert {entry.caption for entry in drawn.images} == {"zbx cat", "a cat, sitting"}
+    assert scan_dataset(config).images == drawn.images
 
 
 def test_enough_pictures_leave_nothing_to_draw(config: TrainConfig, tmp_path: Path) -> None:

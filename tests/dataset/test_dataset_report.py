@@ -61,6 +61,11 @@ def test_a_plain_dataset_gives_no_warning() -> None:
     [
         ([entry("a.png", file=False)], {}, '1_girl: 1 of 1 pictures (a.png) without a caption file: trained as "girl"'),
         ([entry("a.png", caption="")], {}, "1 of 1 pictures (a.png) with an empty caption file"),
+        (
+            [entry("a.png", caption="a\nb", further_caption_lines=1)],
+            {"enable_wildcard": True, "caption_suffix": "x"},
+            "1 of 1 pictures (a.png) with captions of several lines: caption_prefix stands before the first",
+        ),
         ([entry("a.png", further_caption_lines=2)], {}, "1 of 1 pictures (a.png) with captions of several lines"),
         ([entry("a.png", caption=r"rin \(fate\)")], {}, r"1 of 1 pictures (a.png) with escaped brackets \( \)"),
         ([entry("a.png", caption="blue_eyes, ^_^, >_<")], {}, "underscores in tags (blue_eyes): "),
@@ -133,6 +138,16 @@ def test_unequal_concepts() -> None:
     scan = DatasetScan([Subset(Path("10_a"), 10, "a", [entry("a.png")]), Subset(Path("1_b"), 1, "b", [entry("b.png")])])
     (warning,) = make_report(scan, make_config({})).warnings
     assert warning.startswith("10_a comes up 10 times an epoch, 1_b 1 times")
+
+
+def test_folders_of_one_name_are_weighed_each() -> None:
+    subsets = [Subset(Path(f"{folder}/cat"), repeats, "", [entry("a.png")]) for folder, repeats in (("x", 9), ("y", 1))]
+    (warning,) = make_report(DatasetScan(subsets), make_config({})).warnings
+    assert warning.startswith("cat comes up 9 times an epoch, cat 1 times")
+
+
+def test_weighted_captions_have_escaped_brackets() -> None:
+    assert report_of(entry("a.png", caption=r"rin \(fate\)"), weighted_captions=True).warnings == []
 
 
 def test_long_lists_of_names_are_cut() -> None:

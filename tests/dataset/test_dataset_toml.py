@@ -121,6 +121,29 @@ def test_levels_stand_over_one_another(scan: Scan) -> None:
     assert [entry.caption for entry in found.images] == ["a cat 0", "a cat 1", "zbx dog", "a cat 0", "a cat 1"]
 
 
+def test_regularisation_pictures_take_nothing_of_the_subjects_settings(scan: Scan, tmp_path: Path) -> None:
+    """Neither the trigger word, nor its masks and repeats; what the file says of all of them counts."""
+    text = """
+        [general]
+        {}
+        [[datasets]]
+          [[datasets.subsets]]
+          image_dir = "cat"
+          [[datasets.subsets]]
+          image_dir = "dog"
+          is_reg = true
+        """
+    settings = {"class_tokens": "zbx", "num_repeats": 5, "conditioning_data_dir": str(tmp_path), "caption_prefix": "p"}
+    found = scan(text.format(""), **settings)
+    cat, dog = found.subsets
+    assert (cat.concept, cat.repeats, cat.options.conditioning_data_dir) == ("zbx", 5, str(tmp_path))
+    assert (dog.concept, dog.repeats, dog.options.conditioning_data_dir) == ("", 1, "")
+    told = 'caption_prefix = "p" stands before the captions of regularisation pictures too (dog)'
+    assert any(text.startswith(told) for text in make_report(found, make_config({})).warnings)
+    _, dog = scan(text.format('class_tokens = "a dog"\nnum_repeats = 2'), **settings).subsets
+    assert (dog.concept, dog.repeats) == ("a dog", 2)
+
+
 def test_wildcards_keep_all_lines_of_a_caption(scan: Scan) -> None:
     text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cat"\nenable_wildcard = true'
     assert scan(text).images[0].caption == "a cat 0\nsecond line"
@@ -271,6 +294,10 @@ def test_everything_that_is_wrong_is_said_at_once(scan: Scan) -> None:
         (
             "[[datasets]]\nresolution = 1536\n[[datasets.subsets]]\nimage_dir = 'cat'",
             "subset 1: max_bucket_reso = 1024 is below the resolution 1536",
+        ),
+        (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'cat'\nis_reg = true",
+            "^cat: regularisation pictures alone",
         ),
     ],
 )  # fmt: skip

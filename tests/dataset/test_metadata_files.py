@@ -57,7 +57,8 @@ def test_metadata(pictures: Path, tmp_path: Path) -> None:
         "12 red hat.png": {},
     }
     found = scan_file(
-        tmp_path / "meta.json", document, train_data_dir=str(pictures), num_repeats=4, class_tokens="zbx"
+        tmp_path / "meta.json", document, train_data_dir=str(pictures), num_repeats=4, class_tokens="zbx",
+        reg_data_dir="reg", num_class_images=9,
     )  # fmt: skip
     (subset,) = found.subsets
     assert (subset.name, subset.repeats, subset.folder) == ("meta.json", 4, pictures)
@@ -68,6 +69,7 @@ def test_metadata(pictures: Path, tmp_path: Path) -> None:
     assert found.warnings == [
         "meta.json: train_resolution is not used: each picture's bucket is chosen anew",
         "meta.json: score: not used, unknown here",
+        "reg_data_dir and num_class_images: not used, because dataset_config says what is trained on",
     ]
 
 
@@ -75,6 +77,11 @@ def test_metadata_by_lines_beside_the_pictures(pictures: Path) -> None:
     lines = '{"image_path": "a.png", "caption": "a cat", "image_size": [64, 64]}\n\n{"image_path": "b.jpg"}\n'
     found = scan_file(pictures / "meta.jsonl", lines)
     assert [(entry.path.name, entry.caption) for entry in found.images] == [("a.png", "a cat"), ("b.jpg", "")]
+
+
+def test_a_key_that_names_no_file_is_a_problem(pictures: Path) -> None:
+    found = scan_file(pictures / "meta.json", {"/": {"caption": "x"}, str(pictures / "a.png"): {"caption": "y"}})
+    assert [problem.partition(": ")[2] for problem in found.problems] == [f"/: there is no such picture in {pictures}"]
 
 
 def test_missing_pictures_are_problems(pictures: Path) -> None:
@@ -120,6 +127,8 @@ def test_broken_metadata(pictures: Path, name: str, text: str, message: str) -> 
         ("a photo", "", ("", "cat"), True, "cat, a photo"),
         ("[filewords]", r"rin \(fate\)", ("", ""), False, "rin (fate)"),
         ("[filewords]", "concatenate", ("zbx", "cat"), False, "zbx, concatenate"),
+        ("[filewords]", "a cat sits", (r"z\1\q", "cat"), False, "z1q sits"),
+        ("[filewords]", "zbx sits", ("zbx", r"c\q"), True, "cq sits"),
     ],
 )
 def test_filewords(prompt: str, words: str, tokens: tuple[str, str], is_class: bool, expected: str) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from lora_ext.config.train_config import make_config
 from lora_ext.dataset.folders import DatasetScan, ImageEntry, Subset, Terms
 from lora_ext.dataset.options import SubsetOptions
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.dataset.validation_split import held_out_indices, split_validation
 
 
@@ -95,3 +96,41 @@ def test_broken_held_out_pictures_are_problems(tmp_path: Path) -> None:
     trained, _ = split_validation(scan, make_config({"validation_data_dir": str(tmp_path)}))
     assert trained.problems[0] == "one" and "b.png: broken picture" in trained.problems[1]
     assert scan == replace(trained, problems=["one"])
+
+
+def test_a_share_that_comes_to_no_picture_is_told() -> None:
+    scan = DatasetScan([subset("5_cat", 8, 0.1), subset("1_animal", 30, 0.1, is_reg=True)], warnings=["one"])
+    trained, held_out = split_validation(scan, make_config({}))
+    assert held_out is None and trained.subsets == scan.subsets and trained.warnings[0] == "one"
+    assert "validation_split = 0.1 holds none of 8 pictures out" in trained.warnings[1] and trained.problems == []
+    patient = make_config({"early_stopping_patience": 3, "validation_split": 0.1})
+    (problem,) = split_validation(scan, patient)[0].problems
+    assert problem.startswith("early_stopping_patience = 3: no picture is held out")
+    assert "raise it to 0.13, or give" in trained.warnings[1] and held_out_indices(8, 0.13, 42)
+
+
+def test_held_out_pictures_have_masks_of_their_own(tmp_path: Path) -> None:
+    """One of the same name, and of another size, belongs to a picture that is trained on."""
+    for name, size in (("held", (64, 64)), ("masks", (128, 64))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", size).save(tmp_path / name / "a.png")
+    config = make_config(
+        {
+            "validation_data_dir": str(tmp_path / "held"), "conditioning_data_dir": str(tmp_path / "masks"),
+            "masked_loss": True,
+        }
+    )  # fmt: skip
+    trained, _ = split_validation(DatasetScan([subset("5_cat", 4, 0.0)]), config)
+    assert [problem.partition(": ")[2].partition(",")[0] for problem in trained.problems] == ["the mask is 128×64"]
+
+
+def test_pictures_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
+    config = make_config({"train_data_dir": str(tmp_path / "5_cat"), "validation_data_dir": str(tmp_path / "held")})
+    for folder, grey in (("5_cat", 1), ("5_cat", 2), ("held", 2), ("held", 3)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("L", (64, 64), grey).save(tmp_path / folder / f"{grey}.png")
+    trained, _ = split_validation(scan_dataset(config), config)
+    assert trained.warnings == [
+        "validation_data_dir: 1 picture (2.png) trained on too, so that the validation loss falls whatever is "
+        "learned: take them out of one of the two folders"
+    ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.jobs.console import TqdmEvents
 from lora_ext.jobs.live_status import LiveStatus
 from lora_ext.jobs.memory import memory_in_use
+from lora_ext.jobs.recording import RecordingEvents
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import RunRegistry
 from lora_ext.jobs.runner import JobRunner
@@ -108,6 +111,7 @@ def test_live_numbers_and_the_terminal(capsys: pytest.CaptureFixture[str]) -> No
     live.validated(measured(2, 0.25, best=True))
     status = live.snapshot(RunRecord("x", "cat", "running", 0.0, ""), ())
     assert (status.validations, status.bands) == (1, {"0-250": 0.25, "500-750": 1.0})
+    assert status.as_json()["learning_rates"] == {"unet": 1e-4, "unet d*lr": 3e-4}
     events = TqdmEvents(sys.stdout)
     events.validated(measured(2, 0.25, best=True))
     events.validated(measured(4, 0.5, best=False))
@@ -115,6 +119,41 @@ def test_live_numbers_and_the_terminal(capsys: pytest.CaptureFixture[str]) -> No
         "validation after step 2: 0.2500 (the best so far)",
         "validation after step 4: 0.5000 (best is epoch 1: 0.2500)",
     ]
+
+
+def test_what_is_no_number_is_not_told_to_the_page() -> None:
+    """Its script would show nothing at all any more."""
+    live = LiveStatus()
+    live.step(replace(step(1, math.nan, t0to250=math.nan, t250to500=0.5), learning_rates={"unet d*lr": math.inf}))
+    status = live.snapshot(RunRecord("x", "cat", "running", 0.0, ""), ()).as_json()
+    assert (status["bands"], status["learning_rates"]) == ({"250-500": 0.5}, {})
+
+
+def test_a_best_epoch_has_a_loss(tmp_path: Path) -> None:
+    run = RunRegistry(tmp_path).create(make_config({"output_name": "cat"}), tmp_path)
+    recording = RecordingEvents(run, Events())
+    recording.validated(replace(measured(2, math.nan, best=True), best_loss=math.nan))
+    assert (run.record.best_epoch, run.record.best_loss) == (None, None)
+    recording.validated(measured(4, 0.25, best=True))
+    recording.close()
+    assert (run.record.best_epoch, run.record.best_loss) == (1, 0.25)
+
+
+def test_the_time_that_is_left_counts_the_steps_of_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on after 1,000 steps, and its first samples took a minute."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    live = LiveStatus()
+    live.run_started(1100, 2)
+    for number in (1001, 1002, 1003):
+        clock[0] += 60.0 if number == 1001 else 2.0
+        live.step(replace(step(number), total_steps=1100, seconds=2.0))
+    status = live.snapshot(RunRecord("x", "cat", "running", 0.0, ""), ())
+    assert (status.seconds_per_step, status.eta_seconds) == (2.0, 194.0)
+    live.resumed()
+    clock[0] += 600.0
+    live.step(replace(step(1004), total_steps=1100, seconds=3.0))
+    assert live.snapshot(RunRecord("x", "cat", "running", 0.0, ""), ()).seconds_per_step == 3.0
 
 
 class Writer:
@@ -181,6 +220,15 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_start(monkeypatch: p
     for name in ("torch.utils.tensorboard", "tensorboardX"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="log_with = tensorboard: neither tensorboard nor tensorboardX is installed"):
+        check_logs(make_config({"log_with": "tensorboard"}))
+
+
+def test_a_log_whose_package_is_broken_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> types.ModuleType:
+        raise TypeError("Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, …")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(UserError, match="TypeError: Descriptors cannot be created directly.\\); install"):
         check_logs(make_config({"log_with": "tensorboard"}))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from lora_ext.config.toml_files import read_config
 from lora_ext.config.train_config import make_config
+from lora_ext.jobs import registry as registry_module
 from lora_ext.jobs.locking import ProcessLock, is_locked
 from lora_ext.jobs.records import RunRecord, record_from_json
 from lora_ext.jobs.registry import RunRegistry
@@ -34,6 +35,17 @@ def test_a_run_is_entered_with_its_settings(tmp_path: Path) -> None:
     run.close()
     (record,) = registry.records()
     assert (record.state, record.loss, record.total_steps) == ("finished", None, 10)
+
+
+def test_a_run_that_cannot_be_entered_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry_module, "write_text_atomically", full)
+        with pytest.raises(UserError, match="cannot be entered in .*No space left on device.: free some space"):
+            RunRegistry(tmp_path).create(make_config({"output_name": "cat"}), tmp_path, {"pictures": 3})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ids_are_unique_and_the_newest_run_comes_first(tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_a_run_begins_with_a_file(
     assert float(after[next(name for name in after if name.endswith("alpha"))]) == 3.0
 
 
+def test_an_average_begins_with_the_file(checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path) -> None:
+    first = write_lora(tmp_path / "first.safetensors", checkpoint, 4, 1)
+    config = small_config(network_weights=str(first), learning_rate=1e-9, ema_decay=0.9)
+    written, _ = train_one_step(checkpoint, config, tmp_path)
+    before, after = read_network(first).tensors, read_network(written).tensors
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-7)
+
+
 def test_another_rank_is_refused_or_taken_from_the_file(
     checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -93,6 +102,7 @@ def test_what_a_file_has_and_lacks_is_said(checkpoint: Checkpoint, small_config:
     both = write_lora(tmp_path / "both.safetensors", checkpoint, 4, 1)
     _, messages = train_one_step(checkpoint, small_config(network_weights=str(unet)), tmp_path)
     assert any("unet.safetensors has nothing for" in text and "begin anew" in text for text in messages)
+    assert "unet.safetensors has alphas of its own, which are kept (3 instead of 4)" in messages
     config = small_config(network_weights=str(both), network_train_unet_only=True)
     _, messages = train_one_step(checkpoint, config, tmp_path)
     assert any("of both.safetensors are left out: their part is not trained" in text for text in messages)
@@ -101,6 +111,9 @@ def test_what_a_file_has_and_lacks_is_said(checkpoint: Checkpoint, small_config:
     odd = tmp_path / "odd.safetensors"
     write_network(odd, {"lora_unet_x.hada_w1_a": torch.zeros(2)}, {}, "float")
     with pytest.raises(UserError, match=r"this is no LoRA or LoCon \(hada_w1_a\)"):
+        train_one_step(checkpoint, small_config(network_weights=str(odd)), tmp_path)
+    write_network(odd, {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, {}, "float")
+    with pytest.raises(UserError, match=r"lora_unet_x lacks lora_down.weight: the file is damaged"):
         train_one_step(checkpoint, small_config(network_weights=str(odd)), tmp_path)
 
 

@@ -15,8 +15,9 @@ from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target
 from lora_ext.protocols import UserError
 from lora_ext.training.averaging import WeightAverage
-from lora_ext.training.learning import Learning, check_learning
-from lora_ext.training.optimizers import optimizer_problem
+from lora_ext.training.learning import Learning
+from lora_ext.training.optimizers import check_optimizer, optimizer_problem
+from lora_ext.training.rates import check_schedule
 from lora_ext.training.state_trees import pack, unpack
 
 STEPS = 8
@@ -40,7 +41,7 @@ def take_step(made: Learning, step: int) -> None:
     for number, parameter in enumerate(made.network.parameters()):
         generator = torch.Generator().manual_seed(100 * step + number)
         if parameter.requires_grad:
-            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
+            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator).to(parameter)
     made.optimizer.step()
     made.optimizer.zero_grad(set_to_none=True)
 
@@ -152,20 +153,74 @@ def test_max_norm_is_held_and_told() -> None:
     assert learning().norm_report() is None
 
 
+EXPONENTIAL = {"lr_scheduler": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": "gamma=0.5"}
+
+
+@pytest.mark.parametrize("values", [EXPONENTIAL, {**EXPONENTIAL, "learning_rate": 0.4}])
+def test_a_run_may_go_on_with_another_schedule(values: dict[str, Any]) -> None:
+    before, after = learning(), learning(**values)
+    for step in range(3):
+        take_step(before, step)
+    after.load_state_dict(before.state_dict())
+    after.begin_step(3)
+    assert after.rates()["unet"] == pytest.approx(values.get("learning_rate", 0.05) / 8)
+    assert all(float(state["step"]) == 3 for state in after.optimizer.state.values())
+
+
+def test_a_run_may_go_on_in_another_precision() -> None:
+    before, after = learning(), learning()
+    take_step(before, 0)
+    after.network.cast(torch.bfloat16)
+    after.load_state_dict(before.state_dict())
+    take_step(after, 1)
+    assert {state["exp_avg"].dtype for state in after.optimizer.state.values()} == {torch.bfloat16}
+
+
+def test_a_state_of_other_groups_is_refused_in_words() -> None:
+    state = learning().state_dict()
+    with pytest.raises(ValueError, match="it has 2 groups, and now there are 4"):
+        learning(loraplus_lr_ratio=4).load_state_dict(state)
+
+
+def test_adapters_of_blocks_that_are_left_out_stay_as_they_are() -> None:
+    """A file may have brought them."""
+    targets = [Target("a", module(6), 2, 2.0, "unet", 4), Target("b", module(5), 2, 2.0, "unet", 5)]
+    network = Network(targets, torch.Generator().manual_seed(0))
+    for adapter in network.adapters.values():
+        adapter.lora_up.weight.data.fill_(1.0)
+    factors = ",".join("0" if block == 5 else "1" for block in range(25))
+    config = make_config({"block_lr": factors, "scale_weight_norms": 0.01, "learning_rate": 0.05})
+    made = Learning(network, config, STEPS)
+    before = network.state_dict_for_file()
+    take_step(made, 0)
+    after = network.state_dict_for_file()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"a.lora_down.weight", "a.lora_up.weight"}
+    assert not any(parameter.requires_grad for parameter in network.adapters["b"].parameters())
+
+
 def test_what_is_wrong_is_found_before_the_start() -> None:
     cpu = torch.device("cpu")
-    check_learning(make_config({}), cpu)
+    check_optimizer(make_config({}).learning, cpu)
     for values, words in [
         ({"optimizer_type": "Nothing"}, "Nothing"),
-        ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
         ({"optimizer_args": "no=1"}, "AdamW has no no"),
     ]:
         with pytest.raises(UserError, match=words):
-            check_learning(make_config(values), cpu)
+            check_optimizer(make_config(values).learning, cpu)
+    one_cycle = {"lr_scheduler": "torch.optim.lr_scheduler.OneCycleLR"}
+    check_schedule(make_config({**one_cycle, "lr_scheduler_args": "max_lr=0.1 total_steps=8"}), STEPS)
+    for values, words in [
+        ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
+        ({**one_cycle, "lr_scheduler_args": "max_lr=0.1 total_steps=6"}, "OneCycleLR fails at step 7 of the run"),
+        ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_warmup_steps": 10}, "cycles of -2 steps"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            check_schedule(make_config(values), STEPS)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.9, 100])
 @pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine_annealing_warmup_restarts"])
 def test_a_schedule_of_many_cycles_is_no_mistake(schedule: str, warmup: float) -> None:
     values = {"lr_scheduler": schedule, "lr_scheduler_num_cycles": 4, "lr_warmup_steps": warmup}
-    check_learning(make_config(values), torch.device("cpu"))
+    check_schedule(make_config(values), 104)

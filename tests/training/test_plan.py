@@ -109,3 +109,18 @@ def test_missing_folder_is_no_problem_for_the_plan(tmp_path: Path) -> None:
 def test_accumulation_of_a_whole_epoch_is_warned_of(tmp_path: Path) -> None:
     plan = make_plan(config_of(gradient_accumulation_steps=8), report_of({(64, 64): 4}), tmp_path)
     assert plan.updates_per_epoch == 1 and "gradient_accumulation_steps = 8" in plan.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [
+        ({"lr_warmup_steps": 500}, True),
+        ({"lr_warmup_steps": 39}, False),
+        ({"lr_warmup_steps": 0.5}, False),
+        ({"lr_warmup_steps": 500, "lr_scheduler": "torch.optim.lr_scheduler.StepLR"}, False),
+        ({"lr_warmup_steps": 500, "optimizer_type": "AdamWScheduleFree"}, False),
+    ],
+)
+def test_a_warmup_that_never_ends_is_warned_of(values: dict[str, object], warned: bool, tmp_path: Path) -> None:
+    plan = make_plan(config_of(**values), report_of({(64, 64): 4}), tmp_path)
+    assert any("never comes up to what is set" in text for text in plan.warnings) is warned

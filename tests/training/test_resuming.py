@@ -13,8 +13,10 @@ import pytest
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.sources import scan_dataset
 from lora_ext.networks.file import read_network
 from lora_ext.protocols import Control, Events, MessageLevel, StepReport, UserError
+from lora_ext.training.resuming import _changed_pictures, facts_of
 from lora_ext.training.run import TrainingResult
 from lora_ext.training.state_folders import latest_state, read_state
 from lora_ext.training.trainer import Trainer
@@ -124,9 +126,32 @@ def test_what_has_changed_is_named_and_refused(
     other = replace(checkpoint, name="other.safetensors", sha256="ab" * 32)
     with pytest.raises(UserError, match=r"checkpoint: tiny-sd1.* then, other.safetensors \(abababababa?\) now"):
         Trainer(other, with_resume(config), tmp_path / "out").run()
+    with pytest.raises(UserError, match=r"- loaded VAE: the checkpoint's own then, bright.vae.pt now\n"):
+        Trainer(replace(other, vae_path=tmp_path / "bright.vae.pt"), with_resume(config), tmp_path / "out").run()
     result, events = train(with_resume(changed, resume_anyway=True), "out")
     assert result.steps == 2 + 2 + 2 * 4 and events.steps[0] == 3
     assert any("learning_rate: 0.001 then, 0.5 now" in text for text in events.messages)
+
+
+def test_changed_masks_and_folders_of_one_name_are_told(
+    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = small_config(masked_loss=True, conditioning_data_dir=str(tmp_path / "masks"))
+    folder = Path(config.dataset.train_data_dir) / "2_cat"
+    other = tmp_path / "others" / "2_cat"
+    for copy in (tmp_path / "masks", other):
+        shutil.copytree(folder, copy)
+    scan = scan_dataset(config)
+    scan = replace(scan, subsets=[*scan.subsets, replace(scan.subsets[0], folder=other)])
+    then = facts_of(scan, checkpoint, [], masked=True)["pictures"]
+    assert _changed_pictures(then, then, with_options=True) == []
+    shutil.copyfile(folder / "1.png", tmp_path / "masks" / "2.png")
+    masked = facts_of(scan, checkpoint, [], masked=True)["pictures"]
+    changes = _changed_pictures(then, masked, with_options=True)
+    assert changes == ["pictures changed: 2_cat/2.png, 2_cat/2.png (2)"]
+    assert facts_of(scan, checkpoint, [])["pictures"] == [[*each[:1], each[1].split()[0], *each[2:]] for each in then]
+    then[0][2] = "a dog"
+    assert _changed_pictures(then, masked, with_options=True)[1:] == ["pictures with another caption: 2_cat/0.png"]
 
 
 def test_more_epochs_after_the_end(train: Any, small_config: MakeConfig) -> None:

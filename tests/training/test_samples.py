@@ -215,5 +215,7 @@ def test_unknown_samplers_are_refused_where_samples_are_wanted(small_config: Mak
     check_samplers(small_config(sample_sampler="LMS"), [], known)
     with pytest.raises(ConfigError, match="sample_sampler = 'LMS': allowed are Euler a, DDIM"):
         check_samplers(small_config(sample_sampler="LMS", sample_at_first=True), [], known)
+    with pytest.raises(ConfigError, match="sample_sampler = 'LMS': allowed are Euler a, DDIM"):
+        check_samplers(small_config(sample_sampler="LMS"), [], known, class_pictures=4)
     with pytest.raises(ConfigError, match="--ss = 'Heun'"):
         check_samplers(small_config(), [SamplePrompt("a cat", sampler="Heun")], known)

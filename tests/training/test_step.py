@@ -113,6 +113,30 @@ def test_what_modules_draw_depends_on_seed_and_step_alone(monkeypatch: pytest.Mo
     assert outside == torch.rand(()).item(), "the program around goes on as if nothing had been drawn"
 
 
+def test_what_an_optimizer_draws_depends_on_seed_and_step_alone() -> None:
+    """Such as those that round weights of 16 bits at random."""
+    drawn: list[float] = []
+    step, _ = make_step()
+    step.optimizer.register_step_pre_hook(lambda *_: drawn.append(torch.rand(()).item()))
+    for number, seed in ((0, 1), (1, 1), (0, 2)):
+        torch.manual_seed(seed)
+        step.update([batch_of(2, 1)], number)
+    outside = torch.rand(()).item()
+    assert drawn[0] == drawn[2] != drawn[1]
+    torch.manual_seed(2)
+    assert outside == torch.rand(()).item(), "the program around goes on as if nothing had been drawn"
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_step_that_leaves_out_every_adapter_changes_nothing(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As module dropout may in a network of few of them."""
+    monkeypatch.setattr(TextlessUNet, "forward", lambda unet, x, timesteps, context: x)
+    step, unet = make_step(mixed_precision=precision)
+    before = unet.conv.weight.detach().clone()
+    assert math.isfinite(step.update([batch_of(2, 1)], 0))
+    assert torch.equal(unet.conv.weight, before) and not step.left_out
+
+
 def test_an_overflow_of_the_factor_is_no_bad_step() -> None:
     step, unet = make_step(mixed_precision="fp16", stop_after_bad_steps=2)
     assert step.scaler is not None

@@ -93,13 +93,19 @@ def test_versions_of_captions_are_all_kept_and_no_other_comes_up(prepared: Make,
 
 
 def test_versions_cannot_grow_with_the_steps(prepared: Make, said: Said) -> None:
-    _, _, encode = prepared(token_warmup_step=0.5, caption_variants=4)
+    dataset, _, encode = prepared(token_warmup_step=10, caption_variants=4)
     assert not isinstance(encode, EncodingCache) and "token_warmup_step" in said.messages[0]
+    (first,) = [each for batch in dataset.epoch_order(1) for each in batch if (each.picture, each.repeat) == (0, 0)]
+    assert [dataset._caption(first, step, 20) for step in (0, 5, 10)] == [
+        "a cat", "a cat, number 0", "a cat, number 0, yellow",
+    ]  # fmt: skip
 
 
-def test_the_cache_can_be_switched_off(prepared: Make, said: Said) -> None:
-    dataset, conditioning, encode = prepared(cache_text_encoder_outputs=False, caption_variants=4, shuffle_caption=True)
-    assert not isinstance(encode, EncodingCache) and dataset.caption_variants == 0 and said.messages == []
+def test_the_cache_can_be_switched_off_and_nothing_else_changes(prepared: Make, said: Said) -> None:
+    versions = {"caption_variants": 4, "shuffle_caption": True}
+    dataset, conditioning, encode = prepared(cache_text_encoder_outputs=False, **versions)
+    assert not isinstance(encode, EncodingCache) and said.messages == []
+    assert shown(dataset, 5) == shown(prepared(**versions)[0], 5)
     assert encode(["a cat"]).equal(conditioning.encode(["a cat"]).detach())
 
 

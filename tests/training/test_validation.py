@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.dataset.dataset import Batch
+from lora_ext.dataset.sources import scan_dataset
+from lora_ext.dataset.validation_split import split_validation
 from lora_ext.networks.file import read_network
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Control, Events, ValidationReport
 from lora_ext.training.diffusion import DiffusionLoss
 from lora_ext.training.noise import Draw
 from lora_ext.training.trainer import Trainer
-from lora_ext.training.validation import HeldOut, Validation, measured_timesteps
+from lora_ext.training.validation import HeldOut, Validation, held_out_pictures, measured_timesteps
 
 MakeConfig = Callable[..., TrainConfig]
 LATENTS = torch.zeros(2, 4, 8, 8)
@@ -176,6 +178,30 @@ def test_the_state_goes_through_json() -> None:
         again.load_state_dict({"reports": [{"by_timestep": {}}]})
 
 
+def test_losses_of_other_pictures_are_not_gone_on_from() -> None:
+    measured, _, _ = validation([0.25])
+    measure(measured, 1)
+    others = replace(HELD_OUT, content="others")
+    diffusion = cast(DiffusionLoss, SimpleNamespace(config=make_config({})))
+    again = Validation(others, diffusion, cast(Network, nn.Module()), Told(), Control())
+    with pytest.raises(ValueError, match="other pictures were held out"):
+        again.load_state_dict(measured.state_dict())
+    assert again.reports == []
+
+
+def test_the_content_of_held_out_pictures(checkpoint: Checkpoint, small_config: MakeConfig) -> None:
+    def content(**values: Any) -> str:
+        config = small_config(resolution="32", validation_split=0.5, **values)
+        _, scan = split_validation(scan_dataset(config), config)
+        found = held_out_pictures(scan, checkpoint, config, Events(), Control())
+        assert found is not None
+        return found.content
+
+    first = content()
+    assert first == content(learning_rate=0.5, cache_latents=False, flip_aug=True)
+    assert len({first, content(seed=1), content(caption_prefix="x")}) == 3
+
+
 def test_nothing_held_out_is_never_measured() -> None:
     diffusion = cast(DiffusionLoss, SimpleNamespace(config=make_config({"validate_every_n_steps": 1})))
     measured = Validation(None, diffusion, cast(Network, nn.Module()), Told(), Control())
@@ -248,6 +274,7 @@ def test_a_run_ends_early(
     config = small_config(
         validation_data_dir=held_out_folder, early_stopping_patience=2, network_train_unet_only=True,
         max_train_epochs=9, learning_rate=1e-30, lr_scheduler="constant", save_every_n_epochs=None,
+        save_state_on_train_end=True,
     )  # fmt: skip
     result = Trainer(checkpoint, config, tmp_path / "out").run()
     assert (result.epochs, result.steps, result.best_epoch, result.stopped) == (3, 9, 1, False)
@@ -255,3 +282,6 @@ def test_a_run_ends_early(
     assert Trainer(checkpoint, whole, tmp_path / "whole").run().note == ""
     assert result.note.startswith("ended early: none of the last 2 measurements was better than that of epoch 1")
     assert [path.name for path in result.files] == ["cat.safetensors"]
+    ended = replace(config, saving=replace(config.saving, resume="latest"))
+    again = Trainer(checkpoint, ended, tmp_path / "out").run()
+    assert (again.steps, again.note) == (9, result.note), "no step more"

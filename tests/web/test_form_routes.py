@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_what_is_wrong_stands_beside_its_field_and_all_of_it_together(shelf_clie
     assert "lw-errors" in refused["plan"] and list(refused["fields"]) == ["network_dim"] and "run" not in refused
     refused = shelf_client.post(f"{API}/start", json={"settings": {"network_dim": "0"}})
     assert refused.status_code == 400 and list(refused.json()["fields"]) == ["network_dim"]
+
+
+def test_what_is_found_out_while_planning_stands_beside_its_field_too(shelf_client: TestClient, pictures: Path) -> None:
+    fields = {"train_data_dir": str(pictures), "output_name": "star", "resolution": "64", "bucket_reso_steps": "8"}
+    half_typed = plan(shelf_client, **fields, lr_scheduler="torch.opt", look=True)
+    assert "1 picture · 1 caption" in half_typed["report"] and "lw-errors" in half_typed["plan"]
+    assert list(half_typed["fields"]) == ["lr_scheduler"]
+    for folder in ("a\0b", *(() if sys.platform == "win32" else ("x" * 5000,))):
+        assert list(plan(shelf_client, **fields, output_dir=folder)["fields"]) == ["output_dir"]
 
 
 def test_a_page_without_a_folder_asks_for_one_and_blames_nobody(shelf_client: TestClient) -> None:

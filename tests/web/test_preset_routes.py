@@ -57,6 +57,24 @@ def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"masked_loss": "true", "conditioning_data_dir": "/masks"},
+        {"num_class_images": "50", "class_prompt": "a cat", "reg_data_dir": "/cats"},
+        {"early_stopping_patience": "3", "validation_data_dir": "/held-out"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_preset_may_need_folders_that_it_does_not_hold(shelf_client: TestClient, settings: dict[str, str]) -> None:
+    saved = shelf_client.post(f"{API}/presets/save", json={"name": "half", "settings": settings})
+    assert saved.status_code == 200
+    values = shelf_client.get(f"{API}/presets/own", params={"name": "half"}).json()["values"]
+    name = next(iter(settings))
+    assert str(values[name]).lower() == settings[name]
+    assert not set(values) & set(OF_ONE_RUN)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a file's permissions mean little there")
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "presets").write_text("in the way", encoding="utf-8")

@@ -263,12 +263,17 @@ def test_a_file_of_prompts_elsewhere_is_refused(tiny_host, tmp_path: Path, drawn
         "conditioning_data_dir", "validation_data_dir", "output_dir", "sample_prompts",
     ],
 )  # fmt: skip
-def test_every_path_of_the_settings_obeys_the_desk(tiny_host, tmp_path: Path, drawn_dataset: Path, name: str) -> None:
+def test_every_path_of_the_settings_obeys_the_desk(
+    tiny_host, tmp_path: Path, drawn_dataset: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk = PlanningDesk(tiny_host, [drawn_dataset])
     inside = {"train_data_dir": str(drawn_dataset)}
     elsewhere = str(tmp_path / "elsewhere" / "secret.txt")
     with pytest.raises(UserError, match=f"{name} = .*this folder is not open to the page"):
         desk.check_paths(make_config({**inside, name: elsewhere}))
+    monkeypatch.chdir(drawn_dataset)  # of which a path in quotes would be a part, if they were no quotes
+    with pytest.raises(UserError, match=f"{name} = .*this folder is not open to the page"):
+        desk.check_paths(make_config({**inside, name: f'"{elsewhere}"'}))
     if name != "dataset_config":  # that one is read at once
         desk.check_paths(make_config({**inside, name: str(drawn_dataset / "secret.txt")}))
 

@@ -272,6 +272,10 @@ def _say_what_differs(carried: Carried, present: Mapping[str, Any]) -> None:
         carried.note("seed", "explained", "is not given: sd-scripts draws one anew each time, here it is 42")
     if "caption_extension" not in present:
         carried.note("caption_extension", "explained", "is not given: both .txt and .caption files are read")
+    if "logging_dir" in present and "log_with" not in present:
+        carried.note(
+            "log_with", "explained", "is not given: sd-scripts writes TensorBoard's files then; set it to tensorboard"
+        )
     if is_on(present.get("masked_loss", False)) or is_on(present.get("alpha_mask", False)):
         carried.note(
             "masked_loss", "explained", "masks are not evened out, as in sd-scripts: see masked_loss_normalize"

@@ -51,7 +51,7 @@ def presets() -> tuple[Preset, ...]:
 
 
 def read_preset(path: Path) -> Preset:
-    """The preset in a file, one of ours or a person's own, which may be a plain settings file.
+    """The preset in a file of ours: a title, a description, and tables of settings.
 
     Raises UserError where it cannot be read, ConfigError where its values do not fit.
     """

@@ -501,3 +501,10 @@ def test_the_checkpoint_that_was_meant(base: str, loaded: str, warns: bool) -> N
     assert (warning is not None) == warns
     if warning:
         assert "stable-diffusion-v1-5" in warning and "nai is loaded" in warning
+
+
+def test_a_log_folder_alone_switches_tensorboard_on_in_sd_scripts_and_that_is_said() -> None:
+    imported = import_text('network_dim = 8\nlogging_dir = "logs"')
+    assert imported.values["logging_dir"] == "logs"
+    (note,) = [str(each) for each in imported.of_kind("explained") if each.name == "log_with"]
+    assert "set it to tensorboard" in note
