@@ -91,7 +91,7 @@ def add_preset_routes(router: APIRouter, host: Host) -> None:
             raise UserError(
                 f"{body.file or 'the text'} has more than {_MOST_CHARACTERS:,} characters: no settings have"
             )
-        return imported_pieces(import_text(body.text), host.checkpoint_info().name)
+        return imported_pieces(import_text(body.text, whole=False), host.checkpoint_info().name)
 
     @router.post("/export")
     def export(body: ExportBody) -> dict[str, Any]:
