@@ -83,7 +83,7 @@
   }
 
   function showFirstProblem() {
-    for (const group of document.querySelectorAll(".lw-group:has(.lw-wrong)")) group.open = true;
+    for (const wrong of document.querySelectorAll(".lw-group .lw-wrong")) wrong.closest(".lw-group").open = true;
     document.querySelector("#lw-train-page .lw-wrong")?.scrollIntoView({ block: "center", behavior: "smooth" });
   }
 

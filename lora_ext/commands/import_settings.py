@@ -56,9 +56,11 @@ def write_text(path: Path, text: str) -> None:
 def imported_settings(options: argparse.Namespace, base: TrainConfig) -> Imported:
     """The settings of `--import`, whose notes are told; the checkpoint that they name is taken where none is given.
 
+    What contradicts each other is left to the caller, who may know more settings.
+
     Raises UserError where something would be trained otherwise than the file says.
     """
-    imported = import_file(options.import_file, base)
+    imported = import_file(options.import_file, base, whole=False)
     lost = imported.of_kind("lost")
     if lost:
         lines = "\n".join(f"  - {note}" for note in lost)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lora_ext.config.train_config import TrainConfig
 
 
+LONGEST_NAME = 200
+"""Bytes of an output name in UTF-8; a file's whole name may have 255, and a state that is being written 36 more."""
+
+
 def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]:
     """Values that fight each other: (names involved, what is wrong and what to set)."""
     dataset, network, saving = config.dataset, config.network, config.saving
@@ -56,6 +60,12 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
         yield (
             ("output_name",),
             f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
+        )
+    if len(saving.output_name.encode("utf-8")) > LONGEST_NAME:
+        yield (
+            ("output_name",),
+            f"output_name has {len(saving.output_name.encode('utf-8'))} bytes: file systems take {LONGEST_NAME}, with "
+            "room for the number of an epoch or a step",
         )
     yield from dataset_contradictions(config)
 

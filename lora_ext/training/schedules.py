@@ -204,11 +204,11 @@ def _warm_restarts(span: Span) -> Factor:
     gamma_min_lr a factor on the rate at each step, warmup_steps, cycle_warmup; init_lr_ground: from 0, as always here.
     """
     settings, given = span.settings, span.arguments
-    warmup = int(given.get("warmup_steps", span.warmup))
-    length = float(given.get("T_0", (span.total - warmup) / settings.lr_scheduler_num_cycles))
-    growth, each_step = float(given.get("T_mult", 1.0)), float(given.get("gamma_min_lr", 1.0))
-    lowest, decay = float(given.get("down_factor", span.lowest)), float(given.get("decay", settings.lr_cycle_decay))
-    rise_setting = float(given.get("cycle_warmup", settings.lr_cycle_warmup_steps))
+    warmup = int(_number(given, "warmup_steps", span.warmup))
+    length = _number(given, "T_0", (span.total - warmup) / settings.lr_scheduler_num_cycles)
+    growth, each_step = _number(given, "T_mult", 1.0), _number(given, "gamma_min_lr", 1.0)
+    lowest, decay = _number(given, "down_factor", span.lowest), _number(given, "decay", settings.lr_cycle_decay)
+    rise_setting = _number(given, "cycle_warmup", settings.lr_cycle_warmup_steps)
     if length < 1 or growth < 1:
         raise UserError(f"lr_scheduler: cycles of {length:g} steps, times {growth:g} each: they take 1 or more")
 
@@ -224,6 +224,16 @@ def _warm_restarts(span: Span) -> Factor:
         return highest * (shape * (1.0 - lowest) + lowest)
 
     return factor
+
+
+def _number(arguments: Mapping[str, Any], name: str, default: float) -> float:
+    """A schedule's argument, or what stands for it; UserError where it is no number."""
+    if name not in arguments:
+        return default
+    value = arguments[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise UserError(f"lr_scheduler_args: {name} = {value!r}: allowed is a number from 0 on")
+    return float(value)
 
 
 _SHAPES: dict[str, Callable[[Span], Factor]] = {

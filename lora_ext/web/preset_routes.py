@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PureWindowsPath
 from typing import Any
 
+import torch
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
@@ -16,6 +17,7 @@ from lora_ext.config.toml_files import config_to_toml
 from lora_ext.config.train_config import all_settings, make_config
 from lora_ext.jobs.own_presets import OF_ONE_RUN, OwnPresets, presets_folder
 from lora_ext.protocols import CheckpointInfo, Host, UserError
+from lora_ext.training.precision import has_bf16
 from lora_ext.web.form_values import shown_values
 
 _MOST_CHARACTERS = 8 * 2**20
@@ -89,7 +91,7 @@ def add_preset_routes(router: APIRouter, host: Host) -> None:
             raise UserError(
                 f"{body.file or 'the text'} has more than {_MOST_CHARACTERS:,} characters: no settings have"
             )
-        return imported_pieces(import_text(body.text), host.checkpoint_info().name)
+        return imported_pieces(import_text(body.text, whole=False), host.checkpoint_info().name)
 
     @router.post("/export")
     def export(body: ExportBody) -> dict[str, Any]:
@@ -140,6 +142,4 @@ def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _knows_bf16() -> bool:
-    import torch
-
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] >= 8
+    return not torch.cuda.is_available() or has_bf16(torch.device("cuda"))

@@ -50,6 +50,14 @@ def test_train_takes_an_import_with_presets_below_and_settings_above(
     assert config.network.scale_weight_norms == 1.0 and config.learning.learning_rate == 2e-6
 
 
+def test_the_shell_puts_right_what_fights_in_an_import(command: Callable, tmp_path: Path) -> None:
+    (tmp_path / "masked.toml").write_text("network_dim = 8\nmasked_loss = true", encoding="utf-8")
+    asked = ("train", "--import", tmp_path / "masked.toml", "--show-config")
+    assert "masked_loss is on and there are no masks" in command(*asked).err
+    done = command(*asked, "--set", "alpha_mask=true")
+    assert done.code == 0 and "masked_loss = true" in done.out
+
+
 def test_train_refuses_what_would_be_trained_otherwise(command: Callable, imported_file: Path) -> None:
     imported_file.write_text(SD_SCRIPTS + 'network_module = "networks.dylora"\n', encoding="utf-8")
     done = command("train", "--import", imported_file, "--plan")

@@ -89,6 +89,7 @@ def test_a_refused_value_is_not_held_against_others() -> None:
         ({"output_name": "a/b"}, "output_name = 'a/b': names of files and tags cannot hold any of"),
         ({"output_name": "a:1"}, "output_name = 'a:1': names of files and tags cannot hold any of"),
         ({"output_name": ".."}, "output_name = '..': names of files and tags cannot hold any of"),
+        ({"output_name": "ü" * 101}, "output_name has 202 bytes: file systems take 200"),
     ],
 )
 def test_contradictions(values: dict[str, object], problem: str) -> None:

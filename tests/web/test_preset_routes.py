@@ -99,6 +99,13 @@ def test_an_import_fills_the_form_and_tells_what_became_of_each_name(shelf_clien
     assert shelf_client.post(f"{API}/import", json={"text": "x" * (8 * 2**20 + 1)}).status_code == 400
 
 
+def test_what_fights_in_an_import_fills_the_form_too(shelf_client: TestClient) -> None:
+    """The plan tells what is wrong, beside the fields in which it can be put right."""
+    text = "network_dim = 8\nmasked_loss = true"
+    found = shelf_client.post(f"{API}/import", json={"text": text})
+    assert found.status_code == 200 and found.json()["values"]["masked_loss"] is True
+
+
 def test_an_import_of_pictures_fills_their_field_alone(shelf_client: TestClient) -> None:
     text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "/pictures"\n'
     assert shelf_client.post(f"{API}/import", json={"text": text}).json()["values"] == {"dataset_config": text.strip()}

@@ -27,7 +27,7 @@ LONGEST_FILE = 64 * 2**20
 _DATASET = "this is a description of a dataset, not of a training: it becomes dataset_config, everything else stays"
 
 
-def import_file(path: Path, base: TrainConfig | None = None) -> Imported:
+def import_file(path: Path, base: TrainConfig | None = None, whole: bool = True) -> Imported:
     """The settings in a file of any format that is known; raises UserError where it cannot be read or used."""
     try:
         if path.stat().st_size > LONGEST_FILE:
@@ -39,7 +39,7 @@ def import_file(path: Path, base: TrainConfig | None = None) -> Imported:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from error
-    return import_text(text, base, path)
+    return import_text(text, base, path, whole)
 
 
 def _encoding(first: bytes) -> str:
@@ -47,12 +47,20 @@ def _encoding(first: bytes) -> str:
     return "utf-16" if first[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
-def import_text(text: str, base: TrainConfig | None = None, path: Path | None = None) -> Imported:
+def import_text(text: str, base: TrainConfig | None = None, path: Path | None = None, whole: bool = True) -> Imported:
     """The settings in a text of any format that is known, over `base` or the defaults; `path` is where it came from.
 
     A configuration for sd-scripts keeps sd-scripts' own defaults for what it leaves out. Raises UserError where no
-    format fits, ConfigError with all values together that do not fit our settings.
+    format fits, ConfigError with all values together that do not fit our settings; also where they contradict each
+    other, unless they are not the `whole` of a run.
     """
+    imported = _recognised(text, base, path)
+    if whole:
+        make_config({}, imported.config)
+    return imported
+
+
+def _recognised(text: str, base: TrainConfig | None, path: Path | None) -> Imported:
     stripped = text.lstrip("\ufeff").strip()
     if not stripped:
         raise UserError(f"{path or 'the text'} is empty: there is nothing to import")
@@ -85,7 +93,7 @@ def _no_format(text: str) -> str:
 def _import_toml(document: dict[str, Any], text: str, base: TrainConfig | None, path: Path | None) -> Imported:
     if toml_formats.is_own(document):
         values = flatten_tables(document)
-        config = make_config(values, base)
+        config = make_config(values, base, whole=False)
         return Imported("settings of LoRA Workshop", values, config, tuple(_plainly(values)))
     if toml_formats.is_dataset(document):
         return _dataset("a dataset file of sd-scripts", text, base, path)
@@ -165,7 +173,7 @@ def _import_command_line(text: str, base: TrainConfig | None) -> Imported:
 
 def _dataset(kind: str, text: str, base: TrainConfig | None, path: Path | None) -> Imported:
     values = {"dataset_config": str(path) if path else text}
-    return Imported(kind, values, make_config(values, base), (Note("dataset_config", "mapped", _DATASET),))
+    return Imported(kind, values, make_config(values, base, whole=False), (Note("dataset_config", "mapped", _DATASET),))
 
 
 def _from_options(
@@ -173,5 +181,5 @@ def _from_options(
 ) -> Imported:
     """The result of sd-scripts' options."""
     carried: Carried = carry_over({str(name): value for name, value in options.items()})
-    config = make_config(carried.values, base)
+    config = make_config(carried.values, base, whole=False)
     return Imported(kind, carried.values, config, (*(notes or ()), *carried.notes), carried.base_model)
