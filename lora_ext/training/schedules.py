@@ -204,11 +204,12 @@ def _warm_restarts(span: Span) -> Factor:
     gamma_min_lr a factor on the rate at each step, warmup_steps, cycle_warmup; init_lr_ground: from 0, as always here.
     """
     settings, given = span.settings, span.arguments
-    warmup = int(given.get("warmup_steps", span.warmup))
-    length = float(given.get("T_0", (span.total - warmup) / settings.lr_scheduler_num_cycles))
-    growth, each_step = float(given.get("T_mult", 1.0)), float(given.get("gamma_min_lr", 1.0))
-    lowest, decay = float(given.get("down_factor", span.lowest)), float(given.get("decay", settings.lr_cycle_decay))
-    rise_setting = float(given.get("cycle_warmup", settings.lr_cycle_warmup_steps))
+    warmup = int(_number(given, "warmup_steps", span.warmup, 1e9))
+    length = _number(given, "T_0", (span.total - warmup) / settings.lr_scheduler_num_cycles)
+    growth, each_step = _number(given, "T_mult", 1.0), _number(given, "gamma_min_lr", 1.0, 1.0)
+    lowest = _number(given, "down_factor", span.lowest, 1.0)
+    decay = _number(given, "decay", settings.lr_cycle_decay, 1.0)
+    rise_setting = _number(given, "cycle_warmup", settings.lr_cycle_warmup_steps)
     if length < 1 or growth < 1:
         raise UserError(f"lr_scheduler: cycles of {length:g} steps, times {growth:g} each: they take 1 or more")
 
@@ -224,6 +225,20 @@ def _warm_restarts(span: Span) -> Factor:
         return highest * (shape * (1.0 - lowest) + lowest)
 
     return factor
+
+
+def _number(given: Mapping[str, Any], name: str, otherwise: float, highest: float = math.inf) -> float:
+    """One of the schedule's arguments, or `otherwise` where it is not there; UserError for what is no such number."""
+    if name not in given:
+        return otherwise
+    try:
+        number = float(given[name])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= highest:
+        allowed = "from 0 on" if highest == math.inf else f"from 0 to {highest:g}"
+        raise UserError(f"lr_scheduler_args: {name} = {given[name]}: allowed are numbers {allowed}")
+    return number
 
 
 _SHAPES: dict[str, Callable[[Span], Factor]] = {
