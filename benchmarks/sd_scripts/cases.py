@@ -36,7 +36,7 @@ class Case:
     long_captions: bool = False
 
 
-SGD = {"optimizer_type": "SGD", "learning_rate": 1.0}
+SGD = {"optimizer_type": "SGD", "learning_rate": 1.0, "weight_decay": None}
 SGD_OPTIONS = ("--optimizer_type", "SGD", "--learning_rate", "1.0")
 
 CASES = {

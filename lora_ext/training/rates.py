@@ -23,6 +23,7 @@ from lora_ext.training.class_paths import check_arguments, class_at, make
 from lora_ext.training.optimizers import make_optimizer
 from lora_ext.training.schedules import Factor, lr_factor, schedule_name
 
+_STEPS_LOOKED_AT = 100
 _PARTS = ("unet", "text_encoder")
 
 
@@ -227,8 +228,14 @@ def _step(scheduler: Any, number: int) -> None:
 
 
 def check_schedule(config: TrainConfig, total_steps: int) -> None:
-    """Raise UserError where the schedule is not to be had, or fails within the steps of a run."""
-    learning_rate_curve(config, total_steps, every=total_steps)
+    """Raise UserError where the schedule is not to be had, fails within the steps of a run, or gives no rates."""
+    curve = learning_rate_curve(config, total_steps, every=max(1, total_steps // _STEPS_LOOKED_AT))
+    odd = [rate for points in curve.values() for rate in points if not 0 <= rate < math.inf]
+    if odd:
+        raise UserError(
+            f"lr_scheduler = {config.learning.lr_scheduler}: it gives a learning rate of {odd[0]:g}: correct "
+            "lr_scheduler_args, or choose another"
+        )
 
 
 def learning_rate_curve(config: TrainConfig, total_steps: int, every: int = 1) -> dict[str, list[float]]:

@@ -204,10 +204,11 @@ def _warm_restarts(span: Span) -> Factor:
     gamma_min_lr a factor on the rate at each step, warmup_steps, cycle_warmup; init_lr_ground: from 0, as always here.
     """
     settings, given = span.settings, span.arguments
-    warmup = int(_number(given, "warmup_steps", span.warmup))
+    warmup = int(_number(given, "warmup_steps", span.warmup, 1e9))
     length = _number(given, "T_0", (span.total - warmup) / settings.lr_scheduler_num_cycles)
-    growth, each_step = _number(given, "T_mult", 1.0), _number(given, "gamma_min_lr", 1.0)
-    lowest, decay = _number(given, "down_factor", span.lowest), _number(given, "decay", settings.lr_cycle_decay)
+    growth, each_step = _number(given, "T_mult", 1.0), _number(given, "gamma_min_lr", 1.0, 1.0)
+    lowest = _number(given, "down_factor", span.lowest, 1.0)
+    decay = _number(given, "decay", settings.lr_cycle_decay, 1.0)
     rise_setting = _number(given, "cycle_warmup", settings.lr_cycle_warmup_steps)
     if length < 1 or growth < 1:
         raise UserError(f"lr_scheduler: cycles of {length:g} steps, times {growth:g} each: they take 1 or more")
@@ -226,14 +227,18 @@ def _warm_restarts(span: Span) -> Factor:
     return factor
 
 
-def _number(arguments: Mapping[str, Any], name: str, default: float) -> float:
-    """A schedule's argument, or what stands for it; UserError where it is no number."""
-    if name not in arguments:
-        return default
-    value = arguments[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise UserError(f"lr_scheduler_args: {name} = {value!r}: allowed is a number from 0 on")
-    return float(value)
+def _number(given: Mapping[str, Any], name: str, otherwise: float, highest: float = math.inf) -> float:
+    """One of the schedule's arguments, or `otherwise` where it is not there; UserError for what is no such number."""
+    if name not in given:
+        return otherwise
+    try:
+        number = float(given[name])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= highest:
+        allowed = "from 0 on" if highest == math.inf else f"from 0 to {highest:g}"
+        raise UserError(f"lr_scheduler_args: {name} = {given[name]}: allowed are numbers {allowed}")
+    return number
 
 
 _SHAPES: dict[str, Callable[[Span], Factor]] = {

@@ -214,6 +214,11 @@ def test_what_is_wrong_is_found_before_the_start() -> None:
         ({"lr_scheduler": "nowhere.Schedule"}, "nowhere cannot be imported"),
         ({**one_cycle, "lr_scheduler_args": "max_lr=0.1 total_steps=6"}, "OneCycleLR fails at step 7 of the run"),
         ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_warmup_steps": 10}, "cycles of -2 steps"),
+        ({"lr_scheduler": "piecewise_constant", "lr_scheduler_args": "step_rules=1:4,nan"}, "a learning rate of nan"),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": "step_rules=1:4,-1"},
+            "a learning rate of -0.0001",
+        ),
     ]:
         with pytest.raises(UserError, match=words):
             check_schedule(make_config(values), STEPS)

@@ -170,3 +170,20 @@ def test_factors_lie_between_0_and_1(
 def test_what_cannot_be_is_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         lr_factor(LearningSettings(**settings), 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("T_0=abc", "T_0 = abc: allowed are numbers from 0 on"),
+        ("T_0=nan", "T_0 = nan: allowed"),
+        ("T_0=10 T_mult=1,2", "T_mult = "),
+        ("T_0=10 decay=None", "decay = None: allowed are numbers from 0 to 1"),
+        ("T_0=10 warmup_steps=-3", "warmup_steps = -3: allowed"),
+        ("T_0=10 gamma_min_lr=1e30", "gamma_min_lr = 1e.30: allowed are numbers from 0 to 1"),
+    ],
+)
+def test_arguments_of_the_warm_restarts_that_are_no_numbers_are_refused(arguments: str, words: str) -> None:
+    settings = LearningSettings(lr_scheduler="cosine_annealing_warmup_restarts", lr_scheduler_args=arguments)
+    with pytest.raises(UserError, match=words):
+        lr_factor(settings, 100)
