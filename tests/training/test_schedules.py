@@ -163,7 +163,7 @@ def test_factors_lie_between_0_and_1(
         ({"lr_scheduler": "piecewise_constant", "lr_scheduler_args": "step_rules=1-10"}, "write factor:step pairs"),
         ({"lr_scheduler": "polynomial", "learning_rate": 1e-8}, "raise the rate"),
         ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "T_0=0"}, "cycles of 0 steps"),
-        ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "T_0=ten"}, "T_0 = 'ten': allowed"),
+        ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "T_0=ten"}, "T_0 = ten: allowed"),
         ({"lr_scheduler": "cosine_annealing_warmup_restarts", "lr_scheduler_args": "decay=1,2"}, "decay = .1, 2.: all"),
     ],
 )
