@@ -174,6 +174,13 @@
     if (!answer.run) showFirstProblem();
   };
 
-  core.onMount.push(() => fillFromRun("").catch(core.report));
+  /* The present or latest run's settings on a page that was just opened, unless somebody has begun to type. */
+  async function restore() {
+    const before = JSON.stringify(values());
+    const { values: given } = await ask("form?run=");
+    return JSON.stringify(values()) === before ? fill(given) : plan();
+  }
+
+  core.onMount.push(() => restore().catch(core.report));
   Object.assign(core, { form: { values, defaults, fill, fillFromRun } });
 })();
