@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -97,3 +98,19 @@ def test_import_and_export(page: Page, tmp_path: Path) -> None:
         page.locator("#lw-exchange a").click()
     assert download.value.suggested_filename == "mine-sd-scripts.toml"
     assert "unet_lr = 0.001" in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def test_what_is_typed_before_the_last_run_is_shown_stays(page: Page) -> None:
+    """A slow program answers late with the last run's settings; by then somebody may have begun."""
+    waiting: list[Route] = []
+    page.route(re.compile(r"/form\?run=$"), lambda route: waiting.append(route))
+    page.reload()
+    page.locator("#lw-field-output_name").fill("mine")
+    for _ in range(100):
+        if waiting:
+            break
+        page.wait_for_timeout(100)
+    with page.expect_response(re.compile(r"/form\?run=$")):
+        waiting[0].continue_()
+    page.wait_for_timeout(500)
+    assert value(page, "output_name") == "mine"
