@@ -41,30 +41,6 @@ def _draws_no_samples(config: TrainConfig) -> bool:
     return not (samples.sample_every_n_epochs or samples.sample_every_n_steps or samples.sample_at_first)
 
 
-_OF_SCHEDULES = {
-    "lr_scheduler_num_cycles": (
-        "cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay", "cosine_annealing_warmup_restarts",
-    ),
-    "lr_scheduler_power": ("polynomial",),
-    "lr_scheduler_timescale": ("inverse_sqrt",),
-    "lr_scheduler_min_lr_ratio": (
-        "cosine_with_min_lr", "warmup_stable_decay", "rex", "cosine_annealing_warmup_restarts",
-    ),
-    "lr_decay_steps": ("warmup_stable_decay",),
-    "lr_cycle_warmup_steps": ("cosine_annealing_warmup_restarts",),
-    "lr_cycle_decay": ("cosine_annealing_warmup_restarts",),
-}  # fmt: skip
-"""Settings that only some of the named schedules take."""
-
-
-def _other_schedule(*schedules: str) -> _Test:
-    def idle(config: TrainConfig) -> bool:
-        name = config.learning.lr_scheduler.strip()
-        return name not in schedules and "." not in name  # the guides' class path is one of ours
-
-    return idle
-
-
 _RULES: tuple[tuple[str, tuple[str, ...], _Test, str], ...] = (
     ("learning", ("text_encoder_lr", "loraplus_text_encoder_lr_ratio", "stop_text_encoder_training"),
      lambda c: c.network.network_train_unet_only,
@@ -94,11 +70,11 @@ _RULES: tuple[tuple[str, tuple[str, ...], _Test, str], ...] = (
      ", because no pictures are held out: set validation_split (0.1, say) or validation_data_dir"),
     ("samples", ("sample_prompts",), _draws_no_samples,
      " before Sample now is pressed: set sample_every_n_epochs to draw them during the run"),
-    *(("learning", (name,), _other_schedule(*schedules), f", because it is for lr_scheduler = {' or '.join(schedules)}")
-      for name, schedules in _OF_SCHEDULES.items()),
     ("samples", ("sample_every_n_steps",), lambda c: c.samples.sample_every_n_epochs is not None,
      ", because sample_every_n_epochs wins: set the latter to none"),
 )  # fmt: skip
-"""(group, settings, whether they are idle, why and what to set). Not here is what programs that are imported from write
-beside everything else (huber_c, multires_noise_discount): it would be said of every import.
+"""(group, settings, whether they are idle, why and what to set).
+
+The numbers of other schedules are in learning_rules. Not here is what programs that are imported from write beside
+everything else (huber_c, multires_noise_discount): it would be said of every import.
 """

@@ -92,9 +92,6 @@ def test_the_presets_give_one_reason_at_most(subject: Any, card: Any) -> None:
         ({"ip_noise_gamma_random_strength": True}, "ip_noise_gamma_random_strength has no effect",
          {"ip_noise_gamma": 0.1}),
         ({"logit_std": 0.5}, "logit_std has no effect", {"timestep_sampling": "logit_normal"}),
-        ({"lr_scheduler_num_cycles": 4}, "lr_scheduler_num_cycles = 4 has no effect, because it is for lr_scheduler = "
-         "cosine_with_restarts or", {"lr_scheduler": "cosine_with_restarts"}),
-        ({"lr_cycle_decay": 0.5}, "lr_cycle_decay has no effect", {"lr_scheduler": "cosine_annealing_warmup_restarts"}),
         ({"sample_prompts": "a cat"}, "sample_prompts has no effect before Sample now", {"sample_at_first": True}),
         ({"max_validation_steps": 4}, "max_validation_steps = 4 has no effect", {"validation_split": 0.1}),
         ({"sample_every_n_steps": 100, "sample_every_n_epochs": 1}, "sample_every_n_steps = 100 has no effect",
