@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_ext.config.advice import advice
 from lora_ext.config.groups import SavingSettings
 from lora_ext.config.train_config import TrainConfig
+from lora_ext.dataset.folders import some_of
 from lora_ext.dataset.report import DatasetReport
 from lora_ext.dataset.step_count import StepCount, count_steps
 from lora_ext.training.schedules import warms_up, warmup_steps
@@ -147,11 +148,12 @@ def _warnings(config: TrainConfig, counts: StepCount, files: list[Path], output_
         files = []  # those of the run that is gone on with
     replaced = [file.name for file in files if file.exists()]
     if replaced:
-        warnings.append(f"files that are there already will be replaced: {_named(replaced)}")
+        warnings.append(f"files that are there already will be replaced: {some_of(replaced, limit=4)}")
     others = _other_epochs(config.saving, files, output_dir) if files else []
     if others:
         warnings.append(
-            f"files of an earlier run of this name stay and will be taken for epochs of this one: {_named(others)}; "
+            f"files of an earlier run of this name stay and will be taken for epochs of this one: "
+            f"{some_of(others, limit=4)}; "
             "move them away or set another output_name"
         )
     if learning.gradient_accumulation_steps > 1 and counts.updates_per_epoch == 1:
@@ -178,11 +180,6 @@ def _other_epochs(saving: SavingSettings, files: list[Path], output_dir: Path) -
     return sorted(
         file.name for file in output_dir.iterdir() if pattern.fullmatch(file.name) and file.name not in written
     )
-
-
-def _named(names: list[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def _count(number: int, noun: str, plural: str | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.given_path import given_path
 from lora_ext.config.train_config import TrainConfig, all_settings, flat_values
-from lora_ext.dataset.folders import DatasetScan, Member
+from lora_ext.dataset.folders import DatasetScan, Member, some_of
 from lora_ext.dataset.images import content_hash
 from lora_ext.dataset.masks import masks_of
 from lora_ext.protocols import UserError
@@ -137,7 +137,7 @@ def _changed_pictures(then: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]
         "with other repeats": [name for name in both if before[name][2] != after[name][2]],
         "with other options": [name for name in both if with_options and before[name][3] != after[name][3]],
     }
-    changes = [f"pictures {kind}: {_named(names)}" for kind, names in kinds.items() if names]
+    changes = [f"pictures {kind}: {some_of(names, limit=4)}" for kind, names in kinds.items() if names]
     if not changes and [each[0] for each in then] != [each[0] for each in now]:
         changes.append("pictures: the same ones in another order")
     return changes
@@ -173,8 +173,3 @@ def _check_place(state: SavedState, plan: TrainingPlan) -> None:
             f"resume: the state lies {state.position.updates} steps into epoch {state.position.epoch}, which has only "
             f"{plan.updates_per_epoch} now: take a state from the end of an epoch, or put the pictures back"
         )
-
-
-def _named(names: Sequence[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
