@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -65,6 +66,10 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     wide = tensor.float() if tensor.element_size() == 1 else tensor
+    if math.isfinite(
+        wide.sum(dtype=torch.float32)
+    ):  # a fifth of the time; what overflows is looked at number by number
+        return True
     return bool(torch.isfinite(wide).all())
 
 
