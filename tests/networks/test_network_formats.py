@@ -370,20 +370,28 @@ class Adapted(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"proj_in": 7}, "init_lora_weights": False}],
+    ("kind", "options"),
+    [
+        ("LoraConfig", {"lora_alpha": 3}),
+        ("LoraConfig", {"lora_alpha": 3, "use_rslora": True}),
+        ("LoraConfig", {"lora_alpha": 3, "use_dora": True}),
+        ("LoraConfig", {"lora_alpha": 3, "alpha_pattern": {"proj_in": 7}}),
+        ("LoHaConfig", {"alpha": 3}),
+        ("LoHaConfig", {"alpha": 3, "use_effective_conv2d": True}),
+        ("LoKrConfig", {"alpha": 3}),
+    ],
 )
-def test_what_peft_saves_does_the_same_here(tmp_path: Path, options: dict[str, Any]) -> None:
-    from peft import LoraConfig, get_peft_model
+def test_what_peft_saves_does_the_same_here(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    import peft
 
     torch.manual_seed(0)
     plain, x = Adapted(), torch.randn(2, 6, 5, 5)
     weights = {name: each.detach().clone() for name, each in plain.named_parameters()}
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=["proj_in", "proj_out", "conv1"], **options)
-    theirs: Any = get_peft_model(plain, config)
+    config = getattr(peft, kind)(r=2, target_modules=["proj_in", "proj_out", "conv1"], **options)
+    theirs: Any = peft.get_peft_model(plain, config)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            if "lora_" in name:
+            if any(part in name for part in ("lora_", "hada_", "lokr_")):
                 parameter.add_(torch.rand(parameter.shape))
     expected = theirs(x)
     theirs.save_pretrained(tmp_path)

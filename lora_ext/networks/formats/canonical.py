@@ -125,9 +125,9 @@ def _dialect(places: Mapping[str, TensorName], metadata: Mapping[str, str]) -> s
 
 
 def _add_alphas(modules: Mapping[str, dict[str, Tensor]], metadata: Mapping[str, str]) -> None:
-    """peft keeps one alpha for all modules outside of the tensors."""
+    """peft keeps one alpha for all modules outside of the tensors, for LoRA and LoHa; its LoKr goes without."""
     for key, module in modules.items():
-        down = module.get("lora_down.weight")
+        down = module.get("lora_down.weight", module.get("hada_w1_b"))
         if "alpha" not in module and down is not None and down.ndim:
             alpha = adapter_alpha(key, down.shape[0], metadata)
             if alpha is not None:

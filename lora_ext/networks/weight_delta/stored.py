@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -91,8 +91,3 @@ def check_pointwise(suffix: str, tensor: Tensor) -> None:
 def damaged(what: str) -> UserError:
     """What is wrong with a file's tensors, with the remedy."""
     return UserError(f"{what}: the file is damaged, get it again")
-
-
-def kernel_columns(shape: Sequence[int]) -> int:
-    """in·kh·kw of a weight of this shape."""
-    return int(torch.Size(shape[1:]).numel())
