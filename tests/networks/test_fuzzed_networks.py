@@ -8,11 +8,13 @@ import math
 import pickle
 import random
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -261,8 +263,19 @@ def test_some_mutated_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_mutated_files(tmp_path: Path) -> None:
+    before = peak_memory()
     told = [mutate_and_use(tmp_path / "a.safetensors", seed) for seed in range(1000, 3000)]
     assert all(words == "read" or len(words) > 20 for words in told)
+    assert peak_memory() - before < 300 * 2**20
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had; on Windows what it has."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().rss
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def archive(tensors: object) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_diffusers_names_of_sdxl_become_sgms() -> None:
     assert {name: named[name] for name in expected} == expected
     ends = set(named) - set(expected)
     assert ends == {"input_blocks_0_0", "out_2", "time_embed_0", "time_embed_2", "label_emb_0_0", "label_emb_0_2"}
+    dotted = [path for path, module in sdxl_unet().named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    found = modules_of([f"unet.{path}.lora.down.weight" for path in dotted])
+    assert set(found.modules) == {PREFIX + name for name in named} and not found.unknown
 
 
 TO_Q = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -249,6 +253,29 @@ def test_the_checkpoint_tells_what_the_file_leaves_open() -> None:
     tensors = lora("lora_unet_input_blocks_4_1_proj_in")
     assert list(canonical_modules(tensors, {}, "SD2").modules) == ["lora_unet_down_blocks_1_attentions_0_proj_in"]
     assert list(canonical_modules(tensors, {}, "SDXL").modules) == ["lora_unet_input_blocks_4_1_proj_in"]
+
+
+@pytest.mark.parametrize("checkpoint", ["sd1", "sd2"])
+@pytest.mark.parametrize("start", ["lora_unet_", "diffusion_model.", "model.diffusion_model.", "diffusion_model_"])
+def test_every_module_in_ldm_names(checkpoint: str, start: str) -> None:
+    """Flat and dotted, as ComfyUI and others write them for SD1 and SD2."""
+    paths = {key: path for key, path in listed(f"name_map_{checkpoint}").items() if key.startswith(PREFIX)}
+    inside = [path.removeprefix("model.diffusion_model.") for path in paths.values()]
+    names = [start + (path if start.endswith(".") else path.replace(".", "_")) for path in inside]
+    found = modules_of([f"{name}.lora_down.weight" for name in names])
+    assert list(found.modules) == list(paths) and not found.unknown
+
+
+def test_every_module_in_openclips_names() -> None:
+    """SD2's text encoder, whose module names files have in HF's words."""
+    start = "cond_stage_model."
+    paths = {key: path for key, path in listed("name_map_sd2").items() if path.startswith(start)}
+    names = {
+        key: re.sub(r"in_proj_weight\[([qkv])\]", r"\1_proj", path.removeprefix(start)).replace(".", "_")
+        for key, path in paths.items()
+    }
+    found = modules_of([f"lora_te_{name}.alpha" for name in names.values()])
+    assert len(names) == 138 and list(found.modules) == list(names)
 
 
 @pytest.mark.parametrize("checkpoint", ["sd1_locon", "sd2_locon", "sdxl_locon"])
