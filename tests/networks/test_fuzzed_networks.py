@@ -153,10 +153,19 @@ def named_twice(chance: random.Random, header: Header, data: bytes) -> bytes:
 
 def other_names(chance: random.Random, header: Header, data: bytes) -> bytes:
     name = chance.choice([name for name in header if name != "__metadata__"])
-    suffix = chance.choice([*sorted(SUFFIXES), "", ".", "x" * 5000, "\0", "lora_A.default.weight"])
-    other = chance.choice(
-        [name.split(".")[0], "lora_unet_down_blocks_99999999999999999999_attentions_1_x", "unet:0:up"]
+    suffix = chance.choice(
+        [*sorted(SUFFIXES), "", ".", "x" * 5000, "\0", "lora_A.default.weight", "lora_magnitude_vector"]
     )
+    long = f"down_blocks_{'9' * 5000}_attentions_1_x"
+    others = [
+        f"lora_unet_{long}",
+        "unet:0:up",
+        "unet.mid_block",
+        f"base_model.model.{long}",
+        "text_encoder_2",
+        "bundle_emb",
+    ]
+    other = chance.choice([name.split(".")[0], *others])
     return written(
         {**{key: value for key, value in header.items() if key != name}, f"{other}.{suffix}": header[name]}, data
     )

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -433,6 +435,21 @@ def test_what_peft_saves_does_the_same_here(tmp_path: Path, kind: str, options: 
     torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "shape", "stays"),
+    [
+        ("lora_magnitude_vector", (4,), (4,)),
+        ("lora_magnitude_vector.weight", (1, 4, 1, 1), (4,)),
+        ("lora_magnitude_vector.default", (1, 4, 1, 1), (4,)),
+        ("dora_scale", (1, 4), (1, 4)),  # OneTrainer's lengths by input, in a file that is diffusers' otherwise
+        ("dora_scale", (4, 1), (4, 1)),
+    ],
+)
+def test_lengths_of_dora_keep_their_axis(suffix: str, shape: tuple[int, ...], stays: tuple[int, ...]) -> None:
+    (module,) = canonical_modules({f"unet.{DOTTED_Q}.{suffix}": torch.ones(shape)}, {}).modules.values()
+    assert module["dora_scale"].shape == stays
+
+
 def test_alpha_in_diffusers_metadata(tmp_path: Path) -> None:
     tensors = {
         f"unet.{DOTTED_Q}.lora_A.weight": torch.ones(2, 4),
@@ -445,3 +462,19 @@ def test_alpha_in_diffusers_metadata(tmp_path: Path) -> None:
     assert (
         "alpha" not in canonical_modules(tensors, {"lora_adapter_metadata": "[" * 100_000}).modules[f"lora_unet_{TO_Q}"]
     )
+
+
+PIECES = ["lora_", "lycoris_", "unet", "te1", "_", ".", ":", "down_blocks", "output_blocks", "attentions", "1", "12"]
+PIECES += ["encoder.layers", "lora_A", "lora_magnitude_vector", "default", "weight", "alpha", "base_model.model."]
+PIECES += ["bundle_emb."]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=9).map("".join), max_size=4),
+    st.sampled_from([(), (1,), (1, 2), (2, 1, 1, 1)]),
+)
+def test_every_tensor_is_somewhere_whatever_its_name(names: list[str], shape: tuple[int, ...]) -> None:
+    tensors = {name: torch.ones(shape) for name in names}
+    found = canonical_modules(tensors, {})
+    parts = [*found.modules.values(), *found.embeddings.values()]
+    assert sum(map(len, parts)) + len(found.unknown) == len(tensors)

@@ -18,7 +18,7 @@ from lora_ext.networks.formats.blocks import (
     is_ldm_name,
     ldm_name,
 )
-from lora_ext.networks.formats.names import TEXT, TEXT_1, TEXT_2, UNET, TensorName, parse_tensor_name
+from lora_ext.networks.formats.names import PEFT_LENGTHS, TEXT, TEXT_1, TEXT_2, UNET, TensorName, parse_tensor_name
 from lora_ext.networks.formats.unnamed import numbered_places
 
 _EMBEDDING = "bundle_emb."
@@ -63,9 +63,8 @@ def canonical_modules(
         if place.suffix in module:
             found.unknown.append(name)
         else:
-            tensor = tensors[name]
-            is_vector = place.suffix == "dora_scale" and place.dialect in ("diffusers", "PEFT")
-            module[place.suffix] = tensor.reshape(-1) if is_vector and tensor.shape[0] == 1 else tensor
+            is_pefts = PEFT_LENGTHS in name  # (1, out, 1, 1) of a convolution: by output, as it always is
+            module[place.suffix] = tensors[name].reshape(-1) if is_pefts else tensors[name]
     found.dialect = _dialect(places, metadata)
     if found.dialect in ("diffusers", "PEFT"):
         _add_alphas(found.modules, metadata)
