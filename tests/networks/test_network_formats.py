@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -469,6 +469,7 @@ PIECES += ["encoder.layers", "lora_A", "lora_magnitude_vector", "default", "weig
 PIECES += ["bundle_emb."]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=9).map("".join), max_size=4),
     st.sampled_from([(), (1,), (1, 2), (2, 1, 1, 1)]),
