@@ -78,21 +78,18 @@ def sdxl_unet() -> nn.Module:
         )
 
 
+@pytest.mark.slow
 def test_diffusers_names_of_sdxl_become_sgms() -> None:
     """diffusers' own SDXL tree, module by module, is the 722 + 66 that sd-scripts adapts, with the same shapes."""
     stored = {key: shape for key, shape in listed("sdxl_locon").items() if key.startswith(PREFIX)}
     expected = {key.removeprefix(PREFIX): [shape["out"][0], *shape["in"]] for key, shape in stored.items()}
-    named = {
-        ldm_name(path.replace(".", "_")): [module.weight.shape[0], *module.weight.shape[1:]]
-        for path, module in sdxl_unet().named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    layers = {path: each for path, each in sdxl_unet().named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
+    named = {ldm_name(path.replace(".", "_")): list(layer.weight.shape) for path, layer in layers.items()}
     assert len(expected) == 788
     assert {name: named[name] for name in expected} == expected
     ends = set(named) - set(expected)
     assert ends == {"input_blocks_0_0", "out_2", "time_embed_0", "time_embed_2", "label_emb_0_0", "label_emb_0_2"}
-    dotted = [path for path, module in sdxl_unet().named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    found = modules_of([f"unet.{path}.lora.down.weight" for path in dotted])
+    found = modules_of([f"unet.{path}.lora.down.weight" for path in layers])
     assert set(found.modules) == {PREFIX + name for name in named} and not found.unknown
 
 
