@@ -20,7 +20,6 @@ from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import token_count
 from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
@@ -101,7 +100,7 @@ class Trainer:
         checkpoint, config = self.checkpoint, self.config
         check_checkpoint(config, checkpoint)
         encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
-        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
+        prepared = prepare_run(config, self.output_dir, lambda caption: encoder.count_tokens(caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
         state = find_state(config, self.output_dir)
