@@ -12,6 +12,7 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import text_module_names, unet_module_names
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.blocks import block_index, number_of_block, numbers_by_block
+from lora_ext.networks.forms import PLAIN, AdapterForm
 from lora_ext.protocols import UserError
 
 TargetGroup = Literal["unet", "text_encoder"]
@@ -19,7 +20,7 @@ TargetGroup = Literal["unet", "text_encoder"]
 
 @dataclass(frozen=True)
 class Target:
-    """A module to adapt: its key in files, rank, alpha (never 0), learning-rate group, and block of the U-Net."""
+    """A module to adapt: its key in files, rank, alpha (never 0), learning-rate group, block of the U-Net, and how."""
 
     key: str
     module: nn.Module
@@ -27,6 +28,7 @@ class Target:
     alpha: float
     group: TargetGroup
     block: int | None = None
+    form: AdapterForm = PLAIN
 
 
 def find_targets(

@@ -127,7 +127,7 @@ class Trainer:
         if config.memory.full_bf16:
             network.cast(torch.bfloat16)
         if state:
-            network.load_tensors(state.network)
+            network.load_state_tensors(state.network)
         for note in begin_with(network, first) if first else ():
             self.events.message("warning", note)
         return network
