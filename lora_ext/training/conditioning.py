@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import TextEncoder
 from lora_ext.checkpoint.text.chunking import CHUNK_TOKENS, joined_chunks
+from lora_ext.checkpoint.transfer import on_device
 from lora_ext.config.groups import CaptionSettings
 
 
@@ -43,7 +44,7 @@ class TextConditioning:
             ids = self.encoder.tokenize(captions, longest)
             weights = torch.ones(())
         device = next(self.encoder.module.parameters()).device
-        states = self.encoder.encode(ids[:, : self.chunks].to(device), self.settings.clip_skip)
+        states = self.encoder.encode(on_device(ids[:, : self.chunks], device), self.settings.clip_skip)
         if self.settings.weighted_captions:
             states = states * weights[:, : self.chunks].flatten(1)[..., None].to(states)  # (batch, 77·chunks, 1)
         return joined_chunks(states) if self._joins else states

@@ -39,6 +39,15 @@ class Learning:
         self._others_are_in = False
         self.optimizer.register_step_post_hook(self._after_update)
 
+    @property
+    def takes_found_inf(self) -> bool:
+        """Whether the optimizer leaves updates out by itself where it is told to on the device, as torch's fused ones.
+
+        What follows an update (max norm, the running average) cannot tell those from others.
+        """
+        follows = self._max_norm is not None or self._average is not None
+        return bool(getattr(self.optimizer, "_step_supports_amp_scaling", False)) and not follows
+
     def begin_step(self, step: int) -> None:
         """Set the rates of update 0, 1, …; the text encoder stands still from its step on."""
         self._rates.begin_step(step)

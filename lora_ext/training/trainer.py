@@ -145,7 +145,10 @@ class Trainer:
         conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control, further)
         session.attach(network)
         learning = Learning(network, config, prepared.plan.total_steps)
-        step = TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise, prior, self._retreat(session))
+        step = TrainingStep(
+            checkpoint, config, learning.optimizer, encode, self.noise, prior, self._retreat(session),
+            learning.takes_found_inf,
+        )  # fmt: skip
         run = Run(
             plan=prepared.plan,
             session=session,
