@@ -10,6 +10,7 @@ from torch import Tensor
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.conditioning import Conditioning, Frame
 from lora_ext.checkpoint.inpainting import UNetInput
+from lora_ext.checkpoint.transfer import on_device
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.training.loss import (
@@ -28,8 +29,8 @@ from lora_ext.training.prior import PriorPrediction
 class DiffusionLoss:
     """The loss of a run on its checkpoint; `checkpoint` may be replaced by another view of the same one.
 
-    `encode` gives what the U-Net is given of captions. Timesteps stay on the CPU until the U-Net takes
-    them: looking anything up for them would wait for the device.
+    `encode` gives what the U-Net is given of captions. Timesteps stay on the CPU until the U-Net takes them: looking
+    anything up for them would wait for the device, which nothing here does.
     """
 
     def __init__(
@@ -45,9 +46,9 @@ class DiffusionLoss:
     def losses(self, batch: Batch, draw: Draw, prior: PriorPrediction | None = None) -> Tensor:
         """The loss of each sample, (batch,) fp32, with its graph: weighted, so that their mean is the batch's."""
         schedule, device, timesteps = self.schedule, self.checkpoint.device, draw.timesteps
-        latents = batch.latents.to(device, torch.float32)  # (batch, 4, h, w), scaled
-        noise = draw.noise.to(device)
-        input_noise = noise if draw.input_noise is None else draw.input_noise.to(device)
+        latents = on_device(batch.latents, device, torch.float32)  # (batch, 4, h, w), scaled
+        noise = on_device(draw.noise, device)
+        input_noise = noise if draw.input_noise is None else on_device(draw.input_noise, device)
         noisy = schedule.add_noise(latents, input_noise, timesteps)
         target = prediction_target(latents, noise, timesteps, schedule, self._kind)
         weights = batch.loss_weights.float() * self._timestep_weights(timesteps)
@@ -56,11 +57,11 @@ class DiffusionLoss:
             weights = prior.weights(weights, batch)
         prediction = self.predict(noisy, timesteps, batch.captions, batch.frames)
         losses = self._mean_errors(prediction, target, timesteps, batch.masks)
-        losses = losses * weights.to(device)
+        losses = losses * on_device(weights, device)
         if prior is not None and prior.caption is not None:
             own, base = prior.of_training_pictures(self.predict, noisy, timesteps, batch.frames)
             weights = prior.weight * self._timestep_weights(timesteps)
-            losses = losses + self._mean_errors(own, base, timesteps) * weights.to(device)
+            losses = losses + self._mean_errors(own, base, timesteps) * on_device(weights, device)
         return losses
 
     def predict(self, noisy: Tensor, timesteps: Tensor, captions: list[str], frames: Sequence[Frame] = ()) -> Tensor:
@@ -69,12 +70,13 @@ class DiffusionLoss:
         SDXL needs `frames`, one for each picture.
         """
         checkpoint = self.checkpoint
-        latents = self._input(checkpoint, noisy.to(checkpoint.dtype))
+        device, dtype = checkpoint.device, checkpoint.dtype
+        latents = self._input(checkpoint, noisy.to(dtype))
         with autocasting(self.config, checkpoint):
-            given = self._encode(captions).map(lambda tensor: tensor.to(checkpoint.device, checkpoint.dtype))
+            given = self._encode(captions).map(lambda tensor: on_device(tensor, device, dtype))
             vector = given.vector(frames)
             beside = {} if vector is None else {"y": vector}
-            prediction: Tensor = checkpoint.unet(latents, timesteps.to(checkpoint.device), given.context, **beside)
+            prediction: Tensor = checkpoint.unet(latents, on_device(timesteps, device), given.context, **beside)
         return prediction
 
     def _timestep_weights(self, timesteps: Tensor) -> Tensor:
@@ -87,5 +89,5 @@ class DiffusionLoss:
         settings, device = self.config.loss, self.checkpoint.device
         thresholds = huber_thresholds(timesteps, self.schedule, settings)
         error = elementwise_loss(prediction, target, settings.loss_type, thresholds)
-        on_device = None if masks is None else masks.to(device, torch.float32)
-        return mean_over_picture(error, on_device, settings.masked_loss_normalize)
+        there = None if masks is None else on_device(masks, device, torch.float32)
+        return mean_over_picture(error, there, settings.masked_loss_normalize)

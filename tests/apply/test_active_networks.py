@@ -156,7 +156,7 @@ def test_unknown_names_are_told_and_the_others_applied(setup: Setup) -> None:
     assert setup.activate("<lora:bird:1> <lora:cat:1>") == messages
 
 
-@pytest.mark.parametrize("suffix", ["hada_w1_a", "lokr_w1", "dora_scale", "diff"])
+@pytest.mark.parametrize("suffix", ["hada_w1_a", "lokr_w1", "diff"])
 def test_files_of_other_kinds_are_told_and_left_out(setup: Setup, suffix: str) -> None:
     setup.write("cat", (TEXT,))
     path = setup.write("other", (LINEAR, POINTWISE))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
@@ -17,6 +16,7 @@ from lora_ext.networks.file import read_network
 from lora_ext.protocols import Events
 from lora_ext.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
 MakeConfig = Callable[..., TrainConfig]
 StateOf = Callable[[Checkpoint], list[Any]]
 KINDS = ("sd1-inpainting", "sd2", "sd2-v", "sdxl")
@@ -61,7 +61,7 @@ def trained_groups(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
         ("sd1-inpainting", {"lora_unet": 192, "lora_te": 12}),
         ("sd2", {"lora_unet": 192, "lora_te": 12}),
         ("sd2-v", {"lora_unet": 192, "lora_te": 12}),
-        ("sdxl", {"lora_unet": 160, "lora_te1": 6, "lora_te2": 18}),
+        ("sdxl", {"lora_unet": 192, "lora_te1": 6, "lora_te2": 18}),
     ],
 )
 def test_every_part_is_trained_and_the_base_left_alone(
@@ -70,7 +70,7 @@ def test_every_part_is_trained_and_the_base_left_alone(
     """SDXL takes the states before CLIP's last layer, so that one learns nothing; OpenCLIP's is heard in the pooled."""
     checkpoint = watched(name)
     result = Trainer(checkpoint, small_config(max_train_epochs=1), tmp_path).run()
-    assert result.bad_steps == 0 and result.steps == 4
+    assert result.bad_steps == 0 and result.steps == 3
     assert trained_groups(read_network(result.files[-1]).tensors) == groups
 
 
@@ -81,7 +81,8 @@ def test_kept_encodings_change_nothing(
     checkpoint = watched(name)
     losses = []
     for number, values in enumerate(
-        [{"cache_text_encoder_outputs": False}, {}, {"cache_text_encoder_outputs_to_disk": True}] + [{"cache_text_encoder_outputs_to_disk": True}]
+        [{"cache_text_encoder_outputs": False}, {}, {"cache_text_encoder_outputs_to_disk": True}]
+        + [{"cache_text_encoder_outputs_to_disk": True}]
     ):
         config = small_config(
             network_train_unet_only=True, max_train_epochs=1, max_token_length=150, weighted_captions=True,
@@ -97,7 +98,9 @@ def test_gradient_checkpointing_gives_the_same_network(
 ) -> None:
     checkpoint = watched("sdxl")
     files = [
-        Trainer(checkpoint, small_config(max_train_epochs=1, gradient_checkpointing=on), tmp_path / str(on)).run().files[-1]
+        Trainer(checkpoint, small_config(max_train_epochs=1, gradient_checkpointing=on), tmp_path / str(on))
+        .run()
+        .files[-1]
         for on in (False, True)
     ]
     one, other = (read_network(file).tensors for file in files)
