@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from lora_ext.apply.block_weights import BlockWeights
 from lora_ext.apply.tags import LoraTag
-from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.networks.file import model_hash, read_network
@@ -41,6 +42,12 @@ class _Wanted:
     te: float
     unet: float
     dyn: int | None
+    lbw: BlockWeights | None
+
+    def multiplier(self, key: str, architecture: Architecture) -> float:
+        """What one module's ΔW is multiplied by. Raises UserError where the block weights are for other checkpoints."""
+        whole = self.te if key.startswith(_TEXT_PREFIX) else self.unet
+        return whole if self.lbw is None else whole * self.lbw.multiplier(key, architecture)
 
 
 @dataclass
@@ -106,18 +113,23 @@ class ActiveNetworks:
     def _resolve(self, tags: Sequence[LoraTag]) -> tuple[list[_Wanted], list[str]]:
         """Files of the tags with their multipliers summed up, without those that come to nothing."""
         messages: list[str] = []
-        found: dict[tuple[Identity, int | None], _Wanted] = {}
+        found: dict[Hashable, _Wanted] = {}
         for tag in tags:
-            path = self._library.find(tag.name)
+            try:
+                path = self._library.find(tag.name, tag.epoch)
+            except UserError as error:
+                messages.append(f"{tag.text()}: {error}")
+                continue
             file = identity(path) if path else None
             if file is None:
                 folders = ", ".join(str(folder) for folder in self._library.folders)
                 messages.append(f"{tag.text()}: there is no network of this name in {folders}")
                 continue
-            key = (file, tag.dyn)
-            before = found.get(key, _Wanted(tag.name, file, 0.0, 0.0, tag.dyn))
+            key = (file, tag.dyn, tag.lbw)
+            name = tag.name if tag.epoch is None else file[0].stem
+            before = found.get(key, _Wanted(name, file, 0.0, 0.0, tag.dyn, tag.lbw))
             te, unet = before.te + tag.te, before.unet + tag.unet_multiplier
-            found[key] = _Wanted(before.name, file, te, unet, tag.dyn)
+            found[key] = replace(before, te=te, unet=unet)
         return [each for each in found.values() if each.te or each.unet], list(dict.fromkeys(messages))
 
     def _apply(self, wanted: Sequence[_Wanted]) -> _Applied:
@@ -128,6 +140,7 @@ class ActiveNetworks:
             try:
                 loaded = self._load(network.file)
                 matched, unmatched = self._match(loaded.factors)
+                multipliers = {key: network.multiplier(key, self._checkpoint.architecture) for key in matched}
             except UserError as error:
                 messages.append(f"{network.name} is left out: {error}")
                 continue
@@ -136,9 +149,8 @@ class ActiveNetworks:
             if matched:
                 hashes[_infotext_name(network.name)] = loaded.hash[:_HASH_DIGITS]
             for key, parameter in matched.items():
-                multiplier = network.te if key.startswith(_TEXT_PREFIX) else network.unet
-                if multiplier:
-                    share = _Share(loaded.factors[key], multiplier, network.dyn)
+                if multipliers[key]:
+                    share = _Share(loaded.factors[key], multipliers[key], network.dyn)
                     shares.setdefault(parameter, []).append(share)
         if shares:
             self._ledger.patch(
