@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from lora_ext.apply.loaded_files import LoadedFiles
 from lora_ext.apply.tags import LoraTag
-from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.weight_views import WeightView
@@ -32,18 +32,14 @@ class _Wanted:
 
     @property
     def name(self) -> str:
-        """What the first tag calls it."""
-        return self.tags[0].name
+        """What the first tag calls it; an epoch goes by its file."""
+        return self.tags[0].name if self.tags[0].epoch is None else self.file[0].stem
 
-    @property
-    def is_something(self) -> bool:
-        """Whether its tags come to more than 0."""
-        return any(sum(numbers) for numbers in ([t.te for t in self.tags], [t.unet_multiplier for t in self.tags]))
-
-    def multiplier(self, key: str) -> float:
-        """The sum of what its tags ask for one module."""
+    def multiplier(self, key: str, architecture: Architecture) -> float:
+        """The sum of what its tags ask for one module. UserError where block weights are for other checkpoints."""
         is_text = key.startswith(_TEXT_PREFIX)
-        return sum(tag.te if is_text else tag.unet_multiplier for tag in self.tags)
+        parts = ((tag.te if is_text else tag.unet_multiplier, tag) for tag in self.tags)
+        return sum(strength * tag.block_multiplier(key, architecture) for strength, tag in parts if strength)
 
 
 @dataclass
@@ -102,15 +98,20 @@ class ActiveNetworks:
         messages: list[str] = []
         found: dict[tuple[Identity, int | None], _Wanted] = {}
         for tag in tags:
-            path = self._library.find(tag.name)
+            try:
+                path = self._library.find(tag.name, tag.epoch)
+            except UserError as error:
+                messages.append(f"{tag.text()}: {error}")
+                continue
             file = identity(path) if path else None
             if file is None:
                 folders = ", ".join(str(folder) for folder in self._library.folders)
                 messages.append(f"{tag.text()}: there is no network of this name in {folders}")
                 continue
-            before = found.get((file, tag.dyn), _Wanted(file, tag.dyn, ()))
-            found[file, tag.dyn] = replace(before, tags=(*before.tags, tag))
-        return [each for each in found.values() if each.is_something], list(dict.fromkeys(messages))
+            if tag.te or tag.unet_multiplier:
+                before = found.get((file, tag.dyn), _Wanted(file, tag.dyn, ()))
+                found[file, tag.dyn] = replace(before, tags=(*before.tags, tag))
+        return list(found.values()), list(dict.fromkeys(messages))
 
     def _apply(self, wanted: list[_Wanted]) -> _Applied:
         applied = _Applied(wanted)
@@ -147,12 +148,12 @@ class ActiveNetworks:
         shares = [
             Share((network.file, key, parameter), multiplier, network.dyn, view, loaded.modules[key], parameter)
             for (key, parameter), view in matched.views.items()
-            if (multiplier := network.multiplier(key))
+            if (multiplier := network.multiplier(key, self._checkpoint.architecture))
         ]
         if matched.unmatched:
             modules = len({key for key, _ in matched.views})
             applied.messages.append(unmatched_message(network.name, matched.unmatched, modules))
-        if matched.views:
+        if shares:
             applied.hashes[_infotext_name(network.name)] = loaded.hash[:_HASH_DIGITS]
         return shares
 

@@ -157,6 +157,44 @@ def test_the_first_ranks_alone(setup: Setup) -> None:
     setup.check(LINEAR, 0.5 * up[:, :2] @ down[:2])
 
 
+def test_weights_by_block(setup: Setup) -> None:
+    """MIDD leaves the convolution of IN04 out; a list multiplies each block, the text encoder with its first number."""
+    setup.write("cat", (LINEAR, POINTWISE, CONVOLUTION, TEXT))
+    assert setup.activate("<lora:cat:0.5:lbw=MIDD>") == []
+    assert setup.changed() == {LINEAR, POINTWISE, TEXT}
+    numbers = ["0"] * 26
+    numbers[0], numbers[5], numbers[13] = "0.5", "-1", "2"
+    assert setup.activate(f"<lora:cat:0.5:lbw={','.join(numbers)}>") == []
+    setup.check(TEXT, 0.25 * setup.delta("cat", TEXT))
+    setup.check(CONVOLUTION, -0.5 * setup.delta("cat", CONVOLUTION))
+    setup.check(LINEAR, setup.delta("cat", LINEAR))
+    assert setup.activate("<lora:cat:1:lbw=INS><lora:cat:0.5:lbw=MIDD>") == []
+    setup.check(TEXT, 1.5 * setup.delta("cat", TEXT))
+    setup.check(CONVOLUTION, setup.delta("cat", CONVOLUTION))
+    setup.check(LINEAR, 0.5 * setup.delta("cat", LINEAR))
+
+
+def test_weights_by_block_of_another_kind_of_checkpoint_are_told(setup: Setup) -> None:
+    setup.write("cat")
+    setup.write("dog", (CONVOLUTION,))
+    (message,) = setup.activate(f"<lora:cat:1:lbw={','.join('1' * 12)}><lora:dog:1>")
+    assert message.startswith("cat is left out: lbw=1,1,1,1,1,1,1,1,1,1,1,1 is not for SD1 checkpoints")
+    assert setup.changed() == {CONVOLUTION}
+
+
+def test_an_epoch_of_a_run(setup: Setup) -> None:
+    setup.write("cat-000001", seed=1)
+    setup.write("cat", seed=2)
+    assert setup.activate("<lora:cat:1:epoch=1>") == []
+    setup.check(LINEAR, setup.delta("cat-000001", LINEAR))
+    assert set(setup.active.hashes()) == {"cat-000001"}
+    assert setup.activate("<lora:cat:1:epoch=last>") == []
+    setup.check(LINEAR, setup.delta("cat", LINEAR))
+    (message,) = setup.activate("<lora:cat:1:epoch=5>")
+    assert message == "<lora:cat:1:epoch=5>: cat has no file of epoch 5: there are 1, and last"
+    assert setup.changed() == set()
+
+
 def test_unknown_names_are_told_and_the_others_applied(setup: Setup) -> None:
     setup.write("cat")
     messages = setup.activate("<lora:bird:1> <lora:cat:1> <lora:bird:1>")
