@@ -15,8 +15,8 @@ def watch(tell: Callable[[Any], None], kept: Callable[[], AbstractContextManager
     """Call `tell` with the model whenever one comes into use; to be called anew after each "Reload UI".
 
     The WebUI tells of what it loads, and is silent about an instance that it takes from memory (a refiner, with
-    several checkpoints kept): its own `set_sd_model` is the one place through which these come. Then it encodes an empty
-    prompt with a new instance, for which it takes all networks out: those of a picture that a refiner goes on with are
+    several checkpoints kept): its own `set_sd_model` is the one place through which these come. With a new instance it
+    encodes an empty prompt, for which it takes all networks out: those of a picture that a refiner goes on with are
     `kept` over that.
     """
     unwatch()
