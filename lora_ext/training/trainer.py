@@ -21,7 +21,7 @@ from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, described
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import token_count
+from lora_ext.training.conditioning import caption_warnings
 from lora_ext.training.first_network import begin_with, first_network
 from lora_ext.training.first_weights import read_base_networks
 from lora_ext.training.learning import Learning
@@ -103,7 +103,7 @@ class Trainer:
         checkpoint, config = self.checkpoint, self.config
         check_checkpoint(config, checkpoint)
         encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
-        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
+        prepared = prepare_run(config, self.output_dir, lambda caption: encoder.count_tokens(caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
         state = find_state(config, self.output_dir)
@@ -192,7 +192,8 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
+        captions = caption_warnings(self.config.captions, self.checkpoint)
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint), *captions):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
