@@ -222,6 +222,8 @@ def test_a_half_precision_base_loses_nothing_of_a_small_change(
     algorithm: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained in fp32, a change far below the steps of a half-precision weight still gets through."""
+    if dtype == torch.float16 and torch.__version__ < "2.4":
+        pytest.skip("this torch has no fp16 on processors")
     layer, x = layer_and_input("layer norm" if algorithm == "norm" else "linear")
     layer.to(dtype).float()  # numbers that both have
     adapter = make(AdapterForm(algorithm, unit=2, factor=4), layer)  # type: ignore[arg-type]
