@@ -208,6 +208,7 @@ def test_a_pickled_network_is_the_same_as_a_safetensors_one(webui: Any, files: N
     path = files.write("w2-f", 6)
     torch.save(load_file(path), path.with_name("w2-pickled.pt"))
     pickled = webui.generate(f"{PROMPT} <lora:w2-pickled:0.8>").pictures[0]
+    assert webui.call("/lw-probe/tags/comments") == []
     assert (pickled == webui.generate(f"{PROMPT} <lora:w2-f:0.8>").pictures[0]).all()
 
 
