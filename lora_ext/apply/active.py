@@ -12,8 +12,8 @@ from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.weight_views import WeightView
 from lora_ext.networks.library import Identity, NetworkLibrary, identity
-from lora_ext.networks.matching import match, unmatched_message
 from lora_ext.networks.masked_forward import MaskedForwards
+from lora_ext.networks.matching import match, unmatched_message
 from lora_ext.networks.region_mask import RegionMask, is_spatial
 from lora_ext.networks.weight_patch import Share, ShareError, patches_of
 from lora_ext.protocols import UserError
