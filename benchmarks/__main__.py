@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import against_sd_scripts
+from benchmarks import against_builtin, against_sd_scripts
 from benchmarks.subjects import SIZES, checkpoint_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,10 +23,12 @@ def main() -> int:
     """Measure, print, and write the JSON file where one is asked for."""
     if any(argument.startswith("--against-sd-scripts") for argument in sys.argv[1:]):
         return against_sd_scripts.main(sys.argv[1:])
+    if any(argument.startswith("--against-builtin") for argument in sys.argv[1:]):
+        return against_builtin.main(sys.argv[1:])
     options = parse_arguments()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lora-workshop-bench-") as folder:
-        for size in ("demo", "full") if options.full else ("demo",):
+        for size in options.sizes:
             checkpoint = checkpoint_of(size, Path(folder))
             for name in options.only or MEASUREMENTS:
                 print(f"measuring {name} ({size}) …", file=sys.stderr, flush=True)
@@ -43,11 +45,17 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py bench",
         description="Measure training, rendering and switching.",
-        epilog="--against-sd-scripts DIR compares training with sd-scripts' instead, and has options of its own.",
+        epilog="--against-sd-scripts DIR compares training with sd-scripts' instead, --against-builtin WEBUI applying "
+        "networks with the WebUI's built-in Lora; both have options of their own.",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument(
         "--full", action="store_true", help="also with a full-size SD1 of random weights (2 GB on disk)"
+    )
+    parser.add_argument(
+        "--sdxl",
+        action="store_true",
+        help="SDXL of random weights instead, in bf16 with gradient checkpointing (7 GB on disk, 20 GB of memory)",
     )
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="leave out the others; may be repeated")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
@@ -55,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: its own choice)")
     options = parser.parse_args()
     options.json = options.json.resolve() if options.json else None
+    options.sizes = ["sdxl"] if options.sdxl else ["demo", "full"] if options.full else ["demo"]
     return options
 
 

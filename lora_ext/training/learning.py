@@ -32,7 +32,7 @@ class Learning:
         self._rates = RateRun(self.optimizer, config, total_steps)
         self._parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
-        trained = [adapter for adapter in network.adapters.values() if adapter.lora_up.weight.requires_grad]
+        trained = [adapter for adapter in network.adapters.values() if any(adapter.split_parameters())]
         self._max_norm = None if limit is None else MaxNorm(trained, limit)
         self._average = None if decay is None else WeightAverage(self._parameters, decay)
         self._has_other_weights = self._average is not None or _averages_itself(self.optimizer)

@@ -127,7 +127,7 @@ class TrainingLoop:
         Pauses(self.pause_place, run.session, run.saver, self.events, self.control).stand_still(run.epoch, run.steps)
         checkpoint = run.session.checkpoint
         run.step.checkpoint = checkpoint
-        run.conditioning.encoder = checkpoint.text_encoders[0]
+        run.conditioning.encoders = checkpoint.text_encoders
         run.dataset.use_checkpoint(checkpoint)
 
     def _take_step(self, batches: Sequence[Batch]) -> None:

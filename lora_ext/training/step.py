@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import Conditioning
 from lora_ext.checkpoint.transfer import Arriving
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
@@ -63,7 +64,7 @@ class TrainingStep:
     """Computes the loss of batches and updates the parameters of `optimizer`.
 
     `bands` are the last update's losses by timestep band.
-    `encode` gives the text states (batch, tokens, width) of captions. Noise and timesteps come from `noise`, drawn on
+    `encode` gives what the U-Net is given of captions. Noise and timesteps come from `noise`, drawn on
     the CPU, so that a run is the same on every device up to rounding.
     """
 
@@ -72,7 +73,7 @@ class TrainingStep:
         checkpoint: Checkpoint,
         config: TrainConfig,
         optimizer: torch.optim.Optimizer,
-        encode: Callable[[list[str]], Tensor],
+        encode: Callable[[list[str]], Conditioning],
         noise: NoiseSource | None = None,
         prior: PriorPrediction | None = None,
         retreat: Retreat | None = None,

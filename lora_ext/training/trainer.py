@@ -18,10 +18,12 @@ from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.network import Network
+from lora_ext.networks.targets import Target, described
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import token_count
-from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
+from lora_ext.training.conditioning import caption_warnings
+from lora_ext.training.first_network import begin_with, first_network, tensors_of
+from lora_ext.training.first_weights import read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
@@ -101,7 +103,7 @@ class Trainer:
         checkpoint, config = self.checkpoint, self.config
         check_checkpoint(config, checkpoint)
         encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
-        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
+        prepared = prepare_run(config, self.output_dir, lambda caption: encoder.count_tokens(caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
         state = find_state(config, self.output_dir)
@@ -110,7 +112,7 @@ class Trainer:
         prepared = self._with_class_pictures(prepared)
         facts = facts_of(prepared.scan, checkpoint, base, config.loss.masked_loss)
         changes = check_same_run(state, prepared, facts) if state else []
-        source = state.network if state else first.tensors if first else None
+        source = state.network if state else tensors_of(first) if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
             network = self._network(session, first, state)
@@ -123,11 +125,13 @@ class Trainer:
     def _network(self, session: Session, first: NetworkFile | None, state: SavedState | None) -> Network:
         """The network with the weights that the run begins with: what is made from it may take copies of them."""
         config = self.config
-        network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
+        targets = session.targets()
+        self._announce_targets(session, targets)
+        network = Network(targets, generator_for(config.learning.seed, "network"), dropout_of(config.network))
         if config.memory.full_bf16:
             network.cast(torch.bfloat16)
         if state:
-            network.load_tensors(state.network)
+            network.load_state_tensors(state.network)
         for note in begin_with(network, first) if first else ():
             self.events.message("warning", note)
         return network
@@ -188,12 +192,21 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
+        captions = caption_warnings(self.config.captions, self.checkpoint)
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint), *captions):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
             if part not in prepared.rates and (rate == 0 or (rate is None and learning.learning_rate == 0)):
                 self.events.message("warning", f"The {part.replace('_', ' ')} is not trained: its learning rate is 0.")
+
+    def _announce_targets(self, session: Session, targets: Sequence[Target]) -> None:
+        self.events.message("info", described(targets))
+        if session.selection is not None:
+            for note in session.selection.notes:
+                self.events.message("info", note)
+            for warning in session.selection.warnings:
+                self.events.message("warning", warning)
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
         """The dataset, with the latents that are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import statistics
 import time
@@ -112,6 +113,54 @@ def load_again():
     return {"tags": [tag.name for tag in extra_networks.extra_network_registry["lora"].tags]}
 
 
+def _a_weight():
+    """Of the model that is in use at the moment: a refiner may be another one."""
+    return sd_models.model_data.sd_model.model.diffusion_model.middle_block[1].proj_in.weight.detach()
+
+
+class Watched:
+    """Whether a weight of the U-Net is another one than at the start, in each call of the model since."""
+
+    def __init__(self):
+        self.original, self.calls, self.stop_after = None, [], None
+
+    def start(self, stop_after):
+        extra_networks.activate(processing.StableDiffusionProcessingTxt2Img(), {})
+        self.original, self.calls, self.stop_after = _a_weight().clone(), [], stop_after
+
+    def called(self, _):
+        if self.original is None:
+            return
+        self.calls.append(not torch.equal(_a_weight(), self.original))
+        if len(self.calls) == self.stop_after:
+            shared.state.interrupted = True
+
+    def seen(self):
+        calls, self.calls = "".join(".#"[changed] for changed in self.calls), []
+        return {"calls": calls}
+
+
+watched = Watched()
+script_callbacks.on_cfg_denoised(watched.called)
+
+
+def set_regions(masks):
+    """From now on these names have these masks (rows of numbers) wherever a tag holds them; none gives them up."""
+    tags = importlib.import_module("lora_ext.host.webui.tags")
+    region = importlib.import_module("lora_ext.networks.region_mask").RegionMask
+    original = getattr(tags._tags_of, "original", tags._tags_of)
+
+    def with_masks(p, params_list):
+        found = original(p, params_list)
+        return [
+            dataclasses.replace(tag, region=region.of(torch.tensor(masks[tag.name]))) if tag.name in masks else tag
+            for tag in found
+        ]
+
+    with_masks.original = original
+    tags._tags_of = with_masks if masks else original
+
+
 def owner():
     """Who `lora` and `lyco` belong to, and whether that is the code which an import would give now."""
     lora, lyco = extra_networks.extra_network_registry["lora"], extra_networks.extra_network_aliases["lyco"]
@@ -127,6 +176,16 @@ def started(_, app):
     app.get("/lw-probe/tags/comments")(lambda: Comments.last)
     app.get("/lw-probe/tags/owner")(owner)
     app.post("/lw-probe/tags/load-again")(load_again)
+
+    app.get("/lw-probe/tags/calls")(watched.seen)
+
+    @app.post("/lw-probe/tags/watch")
+    def route_watch(body: dict):
+        return watched.start(body.get("stop_after"))
+
+    @app.post("/lw-probe/tags/regions")
+    def route_regions(body: dict):
+        return set_regions(body)
 
     @app.post("/lw-probe/tags/interleaved")
     def route_interleaved(body: dict):
