@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from lora_ext.apply.tags import LoraTag
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import write_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.networks.masked_forward import MaskedForwards
@@ -203,6 +204,35 @@ def test_other_sizes_of_pictures_in_between(setup: Setup) -> None:
         in_weights = setup.predict(latents)
         setup.activate(LoraTag("cat", region=WHOLE))
         torch.testing.assert_close(setup.predict(latents), in_weights, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd1", "sd1-inpainting", "sd2", "sdxl"])
+def test_every_module_of_every_base(tiny_kind_path: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    """A network of all matrices and convolutions: a mask over everything is what the weights do."""
+    checkpoint = load_checkpoint(tiny_kind_path(kind), torch.device("cpu"), torch.float32).checkpoint
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for key, view in checkpoint_weights(checkpoint).items():
+        if key.startswith("lora_unet") and len(view.shape) > 1:
+            rows, columns, *kernel = view.shape
+            inputs = 4 if columns == 9 else columns  # networks change four channels of an inpainting checkpoint's nine
+            tensors[f"{key}.lora_up.weight"] = torch.randn(rows, 2, *[1] * len(kernel), generator=generator)
+            tensors[f"{key}.lora_down.weight"] = torch.randn(2, inputs, *kernel, generator=generator) * 0.003
+    write_network(tmp_path / "all.safetensors", tensors, {}, "float")
+    config = checkpoint.unet.config
+    latents = torch.randn(2, config.in_channels, 16, 24, generator=generator)
+    states = torch.randn(2, 77, config.context_dim, generator=generator)
+    y = torch.randn(2, config.adm_in_channels, generator=generator) if config.adm_in_channels else None
+    active = ActiveNetworks(checkpoint, PatchLedger(), NetworkLibrary([tmp_path]))
+    predictions = []
+    with torch.no_grad():
+        for tags in ([], [LoraTag("all")], [LoraTag("all", region=WHOLE)]):
+            assert active.activate(tags) == []
+            predictions.append(checkpoint.unet(latents, torch.full((2,), 500), states, y))
+    base, in_weights, masked = predictions
+    assert (in_weights - base).abs().max() > 0.01
+    torch.testing.assert_close(masked, in_weights, rtol=1e-3, atol=1e-4)
 
 
 def test_what_has_no_place_in_the_picture_is_in_the_weights(setup: Setup) -> None:
