@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_ext.apply.active import ActiveNetworks
+from lora_ext.apply.active import OWNER, ActiveNetworks
 from lora_ext.apply.regions import channel_mask
 from lora_ext.apply.schedule import tags_at
 from lora_ext.apply.tags import LoraTag
@@ -287,6 +287,36 @@ def test_nothing_is_left_behind(setup: Setup) -> None:
         assert forwards(setup) == []
         assert not setup.checkpoint.unet._forward_pre_hooks
         assert torch.equal(setup.predict(), base)
+
+
+def test_a_part_that_cannot_be_made_leaves_its_network_out(setup: Setup) -> None:
+    """The others stay, and nothing of it is left over any forward."""
+    setup.write_lora("cat", [CONVOLUTION])
+    setup.activate(LoraTag("cat", region=WHOLE))
+    expected = setup.predict()
+    broken = dora(setup, QUERY)
+    broken[f"{QUERY}.dora_scale"] = torch.zeros(3, 1)
+    setup.write("broken", {**lora(setup, POINTWISE), **broken})
+    (message,) = setup.active.activate([LoraTag("cat", region=WHOLE), LoraTag("broken", region=WHOLE)])
+    assert message.startswith("broken is left out: ") and QUERY in message
+    assert len(forwards(setup)) == len(setup.checkpoint.unet._forward_pre_hooks) == 1
+    assert torch.equal(setup.predict(), expected)
+
+
+def test_an_attachment_that_fails_leaves_every_weight_as_it_was(setup: Setup) -> None:
+    class Failing:
+        def attach(self, original: object) -> None:
+            raise ValueError("no room")
+
+        def detach(self) -> None:
+            raise AssertionError("it never was attached")
+
+    setup.write_lora("cat", [QUERY])
+    setup.activate(LoraTag("cat"))
+    assert setup.changed() == {QUERY}
+    with pytest.raises(ValueError, match="no room"):
+        setup.ledger.patch(OWNER, {}, Failing())
+    assert (setup.changed(), setup.ledger.owner, setup.ledger.patched) == (set(), None, 0)
 
 
 def test_a_forward_that_was_there_before_comes_back(setup: Setup) -> None:
