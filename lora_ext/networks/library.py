@@ -14,7 +14,7 @@ Identity = tuple[Path, int, int]
 """Path, mtime in ns, size in bytes: a file that was written anew is another one."""
 
 _READ = ".safetensors"
-_KNOWN = (_READ, ".pt", ".ckpt")
+KNOWN_SUFFIXES = (_READ, ".pt", ".ckpt")
 
 
 def identity(path: Path) -> Identity | None:
@@ -59,7 +59,7 @@ class NetworkLibrary:
         live = self._live.get(name)
         if live is not None:
             return live
-        files = sorted(self._files(_KNOWN), key=lambda path: _KNOWN.index(path.suffix.lower()))
+        files = sorted(self._files(KNOWN_SUFFIXES), key=lambda path: KNOWN_SUFFIXES.index(path.suffix.lower()))
         for same in (str.__eq__, _equal_but_for_case):
             for path in files:
                 if same(path.stem, name):

@@ -14,7 +14,7 @@ from torch import nn
 from lora_ext.apply.active import ActiveNetworks
 from lora_ext.apply.tags import LoraTag, parse_tags
 from lora_ext.checkpoint.module_names import checkpoint_weights
-from lora_ext.host.webui import builtin_lora, model_changes, settings
+from lora_ext.host.webui import builtin_lora, model_changes, settings, slots
 from lora_ext.host.webui.state import get_host
 from lora_ext.host.webui.text_caches import reset_text_caches
 from lora_ext.networks.library import Identity, identity
@@ -145,7 +145,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
 
     def _activate(self, p: Any, params_list: list[Any]) -> None:
         key = tuple(tuple(params.items) for params in params_list)  # as the WebUI sees them, before the default
-        tags = _tags_of(p, params_list)
+        tags = [*_tags_of(p, params_list), *slots.tags_of(p, params_list)]
         files = _files(tags)
         self._leave_other_instance()
         theirs = settings.left_to_builtin()
