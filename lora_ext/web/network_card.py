@@ -28,15 +28,15 @@ FILE_FIELDS = {
     "modelspec.author": "Author",
     "modelspec.license": "Licence",
     "modelspec.tags": "Tags",
-    "modelspec.description": "Description",
     "ss_training_comment": "Training comment",
+    "modelspec.description": "Description",
 }
 """Metadata in the file that has a field of its own, with its label."""
 
 WORD_FIELDS = {
-    "activation text": "Activation text",
     "preferred weight": "Preferred weight (0: none)",
     "sd version": "Made for",
+    "activation text": "Activation text",
     "negative text": "Negative prompt",
     "description": "Description",
     "notes": "Notes",

@@ -81,7 +81,7 @@ def tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
 def with_axes(panel: SlotPanel, values: Mapping[tuple[int, str], Any]) -> SlotPanel:
     """The panel with a cell's values in its slots: a weight for both parts first, whatever the axes' order."""
     for (number, part), value in sorted(values.items(), key=lambda each: each[0][1] != "weight"):
-        changes = {"unet": value, "te": value} if part == "weight" else {part: value or ""}
+        changes = {"unet": value, "te": value} if part == "weight" else {part: "" if value is None else value}
         panel = panel.with_slot(number, **changes)
     return panel
 
