@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import time
@@ -27,7 +28,7 @@ PROMPT = "a red star"
 TAGS, FOLDERS = "lora_workshop_tags", "lora_workshop_extra_folders"
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-results"
 MOST, LEAST = 0.1, 0.5  # mean difference of pictures that are the same, and that are not, in units of 1/255
-PATIENCE = 120_000
+PATIENCE = int(os.environ.get("BROWSER_PATIENCE_MS", "120000"))
 
 
 @pytest.fixture(scope="module")
@@ -245,16 +246,22 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
     assert page.locator("#lw-slots-txt2img .lw-slots-mark").inner_text() == "2 networks"
     page.locator("#lw-slots-txt2img").scroll_into_view_if_needed()
     shot(page, "panel")
+    assert page.told == []
     for name, value in (("prompt", PROMPT), ("width", "128"), ("height", "128"), ("steps", "4")):
         field = page.locator(f"#txt2img_{name}").locator("textarea, input[type=number]").first
         field.fill(value)
         field.blur()
+    page.wait_for_timeout(1000)
+    page.told.clear()  # gradio's own errors when a size is typed
     page.locator("#txt2img_generate").click()
-    page.wait_for_function("document.querySelector('#html_info_txt2img')?.textContent.includes('AddNet Weight B 2: 0.9')")
-    page.locator("#html_info_txt2img").scroll_into_view_if_needed()
+    page.wait_for_function(
+        "document.querySelector('#html_info_txt2img')?.textContent.includes('AddNet Weight B 2: 0.9')"
+    )
 
-    page.evaluate("document.querySelector('#txt2img_send_to_img2img, #img2img_tab').click()")
-    page.wait_for_function("document.querySelector('.lw-slots[data-tab=img2img] [data-slot-field=network]').value !== ''")
+    page.evaluate("document.querySelector('#txt2img_send_to_img2img').click()")
+    page.wait_for_function(
+        "document.querySelector('.lw-slots[data-tab=img2img] [data-slot-field=network]').value !== ''"
+    )
     filled = [["w11-a", "0.7", "0.7"], ["w11-b", "0.4", "0.9"], *[["", "1", "1"]] * 3]
     assert shown(page, "img2img") == filled
     page.locator("#tabs > .tab-nav button", has_text="txt2img").click()
@@ -262,16 +269,20 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
     panel.locator(".lw-missing", has_text="There is no network w11-nowhere.").wait_for()
     page.locator("#txt2img_prompt textarea").fill("")
     page.locator("#txt2img_tools #paste").click()  # with an empty prompt: the last picture's
-    page.wait_for_function("document.querySelector('.lw-slots[data-tab=txt2img] [data-slot-field=network]').value === 'w11-a'")
+    page.wait_for_function(
+        "document.querySelector('.lw-slots[data-tab=txt2img] [data-slot-field=network]').value === 'w11-a'"
+    )
     assert shown(page, "txt2img") == filled
     first.locator("button", has_text="Details").click()
     page.locator("#lw-network-card h4", has_text="w11-a").wait_for()
     page.wait_for_timeout(300)
     shot(page, "card")
-    page.locator('[data-key="modelspec.title"]').fill("A network of the tests")
+    page.locator('[data-key="modelspec.title"]').fill(f"A network of the tests, {page.theme}")
     page.locator('[data-key="notes"]').fill("not saved yet")
     page.locator("[data-lw-action=save-metadata]").click()
-    page.wait_for_function("document.querySelector('#lw-network-card details').textContent.includes('A network of the tests')")
+    page.locator("#lw-network-card details", has_text=f"A network of the tests, {page.theme}").wait_for(
+        state="attached"
+    )
     assert page.locator('[data-key="notes"]').input_value() == "not saved yet"
     page.locator("#lw-networks-search").fill("slots w11-b")
     page.wait_for_function("document.querySelectorAll('#lw-networks-list li').length === 1")
