@@ -34,8 +34,20 @@ class TextEncoder(Protocol):
         """Token ids without the brackets of emphasis, and the weight of each: both (batch, chunks, 77)."""
         ...
 
+    def count_tokens(self, caption: str, weighted: bool = False) -> int:
+        """Tokens of a caption without begin and end; of a `weighted` one without the brackets of emphasis."""
+        ...
+
     def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself."""
+        ...
+
+    def encode_pooled(self, ids: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """The same states, and SDXL's pooled vector (batch, projection), None where the encoder gives none."""
+        ...
+
+    def encode_prompts_pooled(self, prompts: Sequence[str], clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """As `encode_pooled`, of prompts with the WebUI's emphasis, for rendering; without gradients."""
         ...
 
 
@@ -45,7 +57,9 @@ class Checkpoint:
 
     `unet(x, timesteps, context, y)` and `vae.encode(x) -> posterior with .mean and .logvar`, `vae.decode(z)` are
     called as ldm's; `latent_scale` is the factor between the VAE's latents and the U-Net's. `vae_path` is the file that
-    stands in for the checkpoint's own VAE, None where it is its own. All changes of weights go through `ledger`.
+    stands in for the checkpoint's own VAE, None where it is its own. The U-Net of an inpainting checkpoint has 9
+    `input_channels`: what it takes beside the latents is in `checkpoint/inpainting.py`. All changes of weights go
+    through `ledger`.
     """
 
     unet: nn.Module
@@ -59,6 +73,7 @@ class Checkpoint:
     sha256: str
     latent_scale: float = 0.18215
     vae_path: Path | None = None
+    input_channels: int = 4
     ledger: PatchLedger = field(default_factory=PatchLedger)
 
     @property
