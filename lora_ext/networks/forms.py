@@ -12,9 +12,7 @@ from torch import Tensor
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.protocols import UserError
 
-Algorithm = Literal[
-    "lora", "dylora", "loha", "lokr", "ia3", "full", "diag-oft", "boft", "glora", "tlora", "norm"
-]
+Algorithm = Literal["lora", "dylora", "loha", "lokr", "ia3", "full", "diag-oft", "boft", "glora", "tlora", "norm"]
 """LyCORIS' names; "norm" is what norm layers have, whatever the others have."""
 
 DecomposedAxis = Literal["", "out", "in"]

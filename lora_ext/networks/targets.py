@@ -255,9 +255,7 @@ class _TargetMaker:
                 changes |= override.changes
         return changes
 
-    def _made(
-        self, candidate: Candidate, block: int | None, changes: dict[str, Any]
-    ) -> tuple[AdapterForm, int, float]:
+    def _made(self, candidate: Candidate, block: int | None, changes: dict[str, Any]) -> tuple[AdapterForm, int, float]:
         if candidate.is_norm:
             return AdapterForm("norm"), 1, 1.0
         kept = {name: value for name, value in changes.items() if name not in ("rank", "alpha")}

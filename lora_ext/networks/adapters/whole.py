@@ -91,7 +91,9 @@ class InputOutputAdapter(Adapter):
         output = self.base_forward(x)
         unbiased = output
         if module.bias is not None:
-            unbiased = output - module.bias.to(output.dtype).view(-1, *[1] * (weight.ndim - 2 if weight.ndim > 1 else 0))
+            unbiased = output - module.bias.to(output.dtype).view(
+                -1, *[1] * (weight.ndim - 2 if weight.ndim > 1 else 0)
+            )
         return output + unbiased * weight.to(output.dtype)
 
     def tensors_for_file(self) -> dict[str, Tensor]:
