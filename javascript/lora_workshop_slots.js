@@ -3,8 +3,8 @@
    here and that text are kept alike, whoever changes one of them: a person, a pasted infotext, "Send to img2img". */
 (() => {
   const core = window.loraWorkshop;
-  const { element, actions } = core;
-  const EMPTY = { network: "", unet: 1, te: 1 };
+  const { element, actions, masks } = core;
+  const EMPTY = { network: "", unet: 1, te: 1, region: "" };
   const shown = {};
 
   const panelOf = (tab) => document.querySelector(`.lw-slots[data-tab="${tab}"]`);
@@ -17,11 +17,13 @@
 
   function read(panel) {
     const separate = field(panel, "separate").checked;
+    const mask = masks.read(panel);
     const slots = slotsOf(panel).map((slot) => {
       const unet = numberOf(field(slot, "unet").value);
-      return { network: field(slot, "network").value.trim(), unet, te: separate ? numberOf(field(slot, "te").value) : unet };
+      const region = mask && field(slot, "region").value;
+      return { network: field(slot, "network").value.trim(), unet, te: separate ? numberOf(field(slot, "te").value) : unet, ...(region && { region }) };
     });
-    return { enabled: field(panel, "enabled").checked, separate, slots };
+    return { enabled: field(panel, "enabled").checked, separate, slots, ...(slots.some((slot) => slot.region) && { mask }) };
   }
 
   function fill(panel, value) {
@@ -29,10 +31,12 @@
     if (value.slots) {
       field(panel, "separate").checked = Boolean(value.separate) || value.slots.some((slot) => slot.unet !== slot.te);
       slotsOf(panel).forEach((slot, index) => {
-        const given = { ...EMPTY, ...value.slots[index] };
+        const region = value.told_regions?.[index] ?? "";
+        const given = { ...EMPTY, region, ...value.slots[index] };
         for (const [name, content] of Object.entries(given)) if (field(slot, name)) field(slot, name).value = content;
       });
     }
+    if (value.mask) masks.write(panel, value.mask);
     dress(panel);
   }
 
@@ -64,6 +68,7 @@
   function dress(panel) {
     const value = read(panel);
     panel.toggleAttribute("data-separate", value.separate);
+    panel.toggleAttribute("data-masked", Boolean(masks.read(panel)));
     panel.toggleAttribute("data-enabled", value.enabled);
     const missing = [];
     slotsOf(panel).forEach((slot, index) => {
@@ -127,7 +132,7 @@
 
   document.addEventListener("input", ({ target }) => {
     const panel = target.closest?.(".lw-slots");
-    if (!panel) return;
+    if (!panel || target.closest(".lw-slot-mask")) return;
     if (target.type === "range") target.nextElementSibling.value = target.value;
     if (target.dataset.slotField === "separate" && target.checked) {
       for (const slot of slotsOf(panel)) field(slot, "te").value = field(slot, "unet").value;
@@ -140,6 +145,16 @@
     dress(panel);
     keep(panel);
   });
+
+  /* The mask was painted: a first one goes to the networks that are there, as in sd-webui-additional-networks. */
+  masks.onChange = (panel, isFirst) => {
+    const used = slotsOf(panel).filter((slot) => field(slot, "network").value.trim());
+    if (isFirst && used.every((slot) => !field(slot, "region").value)) {
+      used.slice(0, 3).forEach((slot, index) => { field(slot, "region").value = "RGB"[index]; });
+    }
+    dress(panel);
+    keep(panel);
+  };
 
   document.addEventListener("focusin", ({ target }) => {
     const panel = target.closest?.(".lw-slots");

@@ -10,6 +10,7 @@ _FOREIGN = re.compile(
 SCRIPTS = (
     "lora_workshop.js",
     "lora_workshop_form.js",
+    "lora_workshop_masks.js",
     "lora_workshop_networks.js",
     "lora_workshop_presets.js",
     "lora_workshop_samples.js",

@@ -12,6 +12,16 @@ import gradio as gr
 
 from lora_ext.apply.slots import SLOTS
 
+_COLOURS = {"R": "red", "G": "green", "B": "blue"}
+_REGIONS = '<option value="">everywhere</option>' + "".join(
+    f'<option value="{channel}">{colour}</option>' for channel, colour in _COLOURS.items()
+)
+_BRUSHES = "".join(
+    '<button type="button" class="lw-copy lw-brush" data-lw-action="mask-brush" role="radio" '
+    f'aria-checked="{str(colour == "red").lower()}" data-brush="{colour}">{colour}</button>'
+    for colour in (*_COLOURS.values(), "nothing")
+)
+
 
 def build_slot_panel(tab: str) -> Any:
     """The folded panel of `tab` (txt2img, img2img) in the present context; returns the component with its value."""
@@ -36,6 +46,22 @@ def panel_html(tab: str) -> str:
     <button type="button" class="lw-copy" data-lw-action="refresh-networks">Refresh the list</button>
   </div>
   <div class="lw-slot-rows">{rows}</div>
+  <details class="lw-slot-mask">
+    <summary>Regions <span class="lw-hint">networks in parts of the picture</span></summary>
+    <div class="lw-mask-row"><canvas class="lw-mask" width="384" height="384" aria-label="mask"></canvas>
+      <div class="lw-mask-tools">
+        <div class="lw-controls" role="radiogroup" aria-label="paint with">{_BRUSHES}</div>
+        <label class="lw-switch">Brush <input type="range" class="lw-mask-size" min="4" max="160" value="60"></label>
+        <div class="lw-controls">
+          <button type="button" class="lw-copy" data-lw-action="mask-parts" data-parts="2">Left | right</button>
+          <button type="button" class="lw-copy" data-lw-action="mask-parts" data-parts="3">Thirds</button>
+          <label class="lw-copy">Load a picture<input type="file" class="lw-mask-file" accept="image/*" hidden></label>
+          <button type="button" class="lw-copy" data-lw-action="mask-clear">Clear</button>
+        </div>
+        <p class="lw-hint">A network with a region acts where the mask has its colour, its text encoder everywhere.</p>
+      </div>
+    </div>
+  </details>
   <p class="lw-slot-note lw-hint" role="status"></p>
 </div>
 """
@@ -54,5 +80,6 @@ def _slot(tab: str, number: int) -> str:
         f'<input type="text" data-slot-field="network" list="lw-networks" placeholder="no network" '
         f'aria-label="network of slot {number}" autocomplete="off" spellcheck="false">'
         '<button type="button" class="lw-copy" data-lw-action="show-slot" title="what this network is" disabled>'
-        f"Details</button>{weights}</div>"
+        f'Details</button><select data-slot-field="region" aria-label="region of slot {number}">{_REGIONS}</select>'
+        f"{weights}</div>"
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from lora_ext.apply.slots import Slot, SlotPanel, panel_infotext, panel_of_infotext, parse_panel
 from lora_ext.apply.tags import LoraTag
@@ -46,11 +49,16 @@ def test_slots_as_tags(value: Any, tags: list[LoraTag]) -> None:
         ("{", "the slot panel's text is no JSON"),
         ([1], r"the slot panel = \[1\]: give an object"),
         ("[1]", r"the slot panel = \[1\]: give an object"),
-        ({"slot": []}, "the panel has no slot; there are enabled, separate, slots"),
+        ({"slot": []}, "the panel has no slot; there are enabled, slots, mask"),
         ({"enabled": "yes"}, "enabled = 'yes': allowed are true and false"),
         ({"slots": [{}] * 6}, "allowed is a list of at most 5 slots"),
         ({"slots": ["cat"]}, "slot 1 = 'cat': give an object"),
-        ({"slots": [{}, {"name": "cat"}]}, "slot 2 has no name; there are network, weight, unet, te"),
+        ({"slots": [{}, {"name": "cat"}]}, "slot 2 has no name; there are network, weight, unet, te, region"),
+        ({"slots": [{"network": "cat", "region": "red"}]}, "slot 1: region = 'red': allowed are R, G, B, and none"),
+        ({"slots": [{"network": "cat", "region": "R"}]}, "region R: there is no mask; give a picture"),
+        ({"mask": "!!", "slots": []}, "the mask is no picture that can be read"),
+        ({"mask": "AAAA", "slots": []}, "the mask is no picture that can be read"),
+        ({"mask": 3, "slots": []}, "the mask is no text of at most"),
         ({"slots": [{"network": 3}]}, "slot 1: network = 3"),
         ({"slots": [{"network": "cat", "unet": "much"}]}, "slot 1: unet = 'much' is no number"),
         ({"slots": [{"network": "cat", "te": True}]}, "slot 1: te = True is no number"),
@@ -60,6 +68,33 @@ def test_slots_as_tags(value: Any, tags: list[LoraTag]) -> None:
 def test_wrong_values_are_named(value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_panel(value)
+
+
+def mask(*pixels: tuple[int, int, int]) -> str:
+    """A picture of one line as base64."""
+    picture, stream = Image.new("RGB", (len(pixels), 1)), io.BytesIO()
+    picture.putdata(pixels)
+    picture.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
+def test_regions_are_the_masks_channels(start: str) -> None:
+    given = [{"network": name, "region": region} for name, region in (("a", "R"), ("b", "G"), ("c", "B"), ("d", ""))]
+    panel = parse_panel({"slots": given, "mask": start + mask((255, 0, 0), (51, 255, 0))})
+    regions = {tag.name: tag.region and tag.region.values.tolist() for tag in panel.tags()}
+    assert regions == {"a": [[1.0, pytest.approx(0.2)]], "b": [[0.0, 1.0]], "c": None, "d": None}
+    told = panel_infotext(panel, lambda name: "")
+    assert {key: value for key, value in told.items() if "Region" in key} == {
+        "AddNet Region 1": "R", "AddNet Region 2": "G",
+    }  # fmt: skip
+    pasted = panel_of_infotext(told, lambda name, _: name)
+    assert pasted["told_regions"] == ["R", "G", "", "", ""] and parse_panel(pasted).masks == {}
+
+
+def test_a_network_of_the_text_encoder_alone_has_no_region() -> None:
+    (tag,) = parse_panel({"slots": [{"network": "a", "unet": 0, "region": "R"}], "mask": mask((255, 0, 0))}).tags()
+    assert tag == LoraTag("a", 1.0, 0.0)
 
 
 def test_a_cell_of_a_plot_enables_the_panel() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from network_files import Networks, difference, weights_of
+from PIL import Image
 from runs import API
 
 from lora_ext.networks.file import scan_network
@@ -115,23 +118,47 @@ def test_problems_stand_with_the_picture(webui: WebUI) -> None:
     plain = webui.generate(PROMPT).pictures[0]
     for given, told in (
         (slots(("w11-none", 1, 1)), "Lora not found: w11-none"),
-        (slots(A, colour="red"), "the panel has no colour; there are enabled, separate, slots"),
+        (slots(A, colour="red"), "the panel has no colour; there are enabled, slots, mask"),
     ):
         assert np.array_equal(webui.generate(PROMPT, **given).pictures[0], plain)
         assert told in " ".join(webui.call("/lw-probe/tags/comments"))
 
 
 def test_img2img(webui: WebUI) -> None:
-    import base64
-    import io
-
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.fromarray(webui.generate(PROMPT).pictures[0]).save(stream, "PNG")
     start = {**IMG2IMG, "init_images": [base64.b64encode(stream.getvalue()).decode()]}
     tagged = webui.generate(f"{PROMPT} {SAME_TAGS}", **start).pictures[0]
     assert np.array_equal(webui.generate(PROMPT, **slots(A, B), **start).pictures[0], tagged)
+
+
+def mask(*columns: tuple[int, int, int]) -> str:
+    """A mask of a few columns as base64."""
+    picture, stream = Image.new("RGB", (len(columns), 1)), io.BytesIO()
+    picture.putdata(columns)
+    picture.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def in_regions(picture: str, *regions: str) -> dict[str, Any]:
+    given = slots(A, B, mask=picture)
+    for slot, region in zip(given["alwayson_scripts"]["LoRA Workshop"]["args"][0]["slots"], regions, strict=True):
+        slot["region"] = region
+    return given
+
+
+def test_regions(webui: WebUI) -> None:
+    plain = webui.generate(PROMPT, **slots(A, B)).pictures[0]
+    assert difference(webui.generate(PROMPT, **in_regions(mask((255, 255, 0)), "R", "G")).pictures[0], plain) < MOST
+    assert np.array_equal(webui.generate(PROMPT, **in_regions(mask((0, 0, 255)), "R", "G")).pictures[0], plain)
+    apart = webui.generate(PROMPT, **in_regions(mask((255, 0, 0), (0, 255, 0)), "R", "G"))
+    assert difference(apart.pictures[0], plain) > LEAST
+    assert "AddNet Region 1: R" in apart.infotexts[0] and "AddNet Region 2: G" in apart.infotexts[0]
+    webui.call("/lw-probe/tags/regions", {"w11-a": [[1.0, 0.0]], "w11-b": [[0.0, 1.0]]})
+    tagged = webui.generate(f"{PROMPT} {SAME_TAGS}").pictures[0]
+    webui.call("/lw-probe/tags/regions", {})
+    assert np.array_equal(apart.pictures[0], tagged)
+    assert np.array_equal(webui.generate(PROMPT, **slots(A, B)).pictures[0], plain)
 
 
 def test_left_to_the_builtin_it_applies_and_says_so(webui: WebUI) -> None:
@@ -244,7 +271,12 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
     second.locator("[data-slot-field=unet]").fill("0.4")
     second.locator("[data-slot-field=te]").fill("0.9")
     assert page.locator("#lw-slots-txt2img .lw-slots-mark").inner_text() == "2 networks"
-    page.locator("#lw-slots-txt2img").scroll_into_view_if_needed()
+    panel.locator("summary").click()
+    panel.locator("[data-lw-action=mask-parts]").first.click()
+    assert [each.input_value() for each in panel.locator("[data-slot-field=region]").all()] == ["R", "G", "", "", ""]
+    panel.locator("[data-brush=blue]").click()
+    panel.locator(".lw-mask").click(position={"x": 40, "y": 40})
+    panel.locator(".lw-mask").scroll_into_view_if_needed()
     shot(page, "panel")
     assert page.told == []
     for name, value in (("prompt", PROMPT), ("width", "128"), ("height", "128"), ("steps", "4")):
@@ -254,9 +286,7 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
     page.wait_for_timeout(1000)
     page.told.clear()  # gradio's own errors when a size is typed
     page.locator("#txt2img_generate").click()
-    page.wait_for_function(
-        "document.querySelector('#html_info_txt2img')?.textContent.includes('AddNet Weight B 2: 0.9')"
-    )
+    page.wait_for_function("document.querySelector('#html_info_txt2img')?.textContent.includes('AddNet Region 2: G')")
 
     page.evaluate("document.querySelector('#txt2img_send_to_img2img').click()")
     page.wait_for_function(
@@ -264,6 +294,7 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
     )
     filled = [["w11-a", "0.7", "0.7"], ["w11-b", "0.4", "0.9"], *[["", "1", "1"]] * 3]
     assert shown(page, "img2img") == filled
+    assert page.locator("#lw-slots-img2img [data-slot-field=region]").nth(1).input_value() == "G"
     page.locator("#tabs > .tab-nav button", has_text="txt2img").click()
     first.locator("[data-slot-field=network]").fill("w11-nowhere")
     panel.locator(".lw-missing", has_text="There is no network w11-nowhere.").wait_for()
@@ -273,6 +304,7 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
         "document.querySelector('.lw-slots[data-tab=txt2img] [data-slot-field=network]').value === 'w11-a'"
     )
     assert shown(page, "txt2img") == filled
+    assert panel.locator("[data-slot-field=region]").first.input_value() == "R"
     first.locator("button", has_text="Details").click()
     page.locator("#lw-network-card h4", has_text="w11-a").wait_for()
     page.wait_for_timeout(300)

@@ -71,7 +71,8 @@ def tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
     """The tags that stand for the panel of a request; they are added to `params_list` for the built-in too."""
     panel: SlotPanel = getattr(p, _ON_REQUEST, None) or SlotPanel()
     if panel.used and settings.left_to_builtin():
-        p.comment("LoRA Workshop: the panel's networks are left to the built-in, as its settings say")
+        without = "; it knows no masks, and applies them everywhere" if panel.masks else ""
+        p.comment(f"LoRA Workshop: the panel's networks are left to the built-in, as its settings say{without}")
     for _, slot in panel.used:
         items = [slot.network, str(slot.te), str(slot.unet)]
         params_list.append(extra_networks.ExtraNetworkParams(items=items))
