@@ -70,7 +70,7 @@
     Object.assign(context, { strokeStyle: COLOURS[brushOf(panel)], lineWidth: Number(panel.querySelector(".lw-mask-size").value), lineCap: "round" });
     context.beginPath();
     context.moveTo(...last);
-    context.lineTo(...next);
+    context.lineTo(next[0] + 0.01, next[1]);  // a line without length would not be drawn
     context.stroke();
     stroke.last = next;
   }
