@@ -277,10 +277,9 @@ def test_the_panel_by_clicking(page: Any, webui: WebUI) -> None:
     panel.locator("[data-brush=blue]").click()
     panel.locator(".lw-mask").click(position={"x": 40, "y": 40})
     panel.locator(".lw-mask").scroll_into_view_if_needed()
-    pixels = "[20, 300].map((x) => [...document.querySelector('.lw-mask').getContext('2d').getImageData(x, 350, 1, 1).data])"
-    assert page.evaluate(pixels) == [[255, 0, 0, 255], [0, 255, 0, 255]]
-    spot = "[...document.querySelector('.lw-mask').getContext('2d').getImageData(74, 74, 1, 1).data]"
-    assert page.evaluate(spot) == [0, 0, 255, 255]
+    pixel = "([x, y]) => [...document.querySelector('.lw-mask').getContext('2d').getImageData(x, y, 1, 1).data]"
+    colours = [page.evaluate(pixel, place) for place in ([20, 350], [300, 350], [74, 74])]
+    assert colours == [[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]]
     shot(page, "panel")
     assert page.told == []
     for name, value in (("prompt", PROMPT), ("width", "128"), ("height", "128"), ("steps", "4")):
