@@ -88,7 +88,7 @@ def _head(path: Path, header: NetworkHeader | None) -> str:
     about = [f"{status.st_size / 2**20:.1f} MB", f"written {written}"]
     problem = ""
     if header is not None:
-        about.append(f"{len(header.keys)} tensors")
+        about.append(f"{len(header.keys)} tensor{'' if len(header.keys) == 1 else 's'}")
         about += [f"hash {header.metadata[key][:12]}" for key in ("sshs_model_hash",) if key in header.metadata]
     elif path.suffix.lower() == ".safetensors":
         problem = warnings([f"{path.name} cannot be read: copy or download it again"])

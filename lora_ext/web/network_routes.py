@@ -77,7 +77,6 @@ def add_network_routes(router: APIRouter, runner: JobRunner, host: Host) -> None
         path = named(body.path)
         _refuse_in_training(path, runner)
         edit_metadata(path, {key: value or None for key, value in body.values.items()})
-        host.network_saved(path)
         return _card(path)
 
     @router.post("/network/cover")

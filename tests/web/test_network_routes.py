@@ -21,14 +21,6 @@ API = "/lora-workshop/api"
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 
-@pytest.fixture(autouse=True)
-def saved(shelf: JobRunner, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What the host was told of."""
-    told: list[Path] = []
-    monkeypatch.setattr(type(shelf.host), "network_saved", lambda _, path: told.append(path), raising=False)
-    return told
-
-
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
     path = tmp_path / "Lora" / "animals" / "cat.safetensors"
@@ -91,15 +83,15 @@ def test_only_a_picture_in_the_file_is_shown(
     assert ("<img" in card(shelf_client, network)) == taken
 
 
-def test_words_and_metadata_are_changed(shelf_client: TestClient, network: Path, saved: list[Path]) -> None:
+def test_words_and_metadata_are_changed(shelf_client: TestClient, network: Path) -> None:
     body = {"path": str(network), "values": {"notes": HOSTILE, "preferred weight": "0.8"}}
     assert html.escape(HOSTILE) in shelf_client.post(f"{API}/network/words", json=body).json()["html"]
     words = json.loads(network.with_suffix(".json").read_text(encoding="utf-8"))
-    assert words == {"notes": HOSTILE, "preferred weight": 0.8} and saved == []
+    assert words == {"notes": HOSTILE, "preferred weight": 0.8}
     body = {"path": str(network), "values": {"modelspec.title": "Cat", "ss_training_comment": ""}}
     told = shelf_client.post(f"{API}/network/metadata", json=body).json()["metadata"]
     assert told == scan_network(network).metadata
-    assert told["modelspec.title"] == "Cat" and "ss_training_comment" not in told and saved == [network]
+    assert told["modelspec.title"] == "Cat" and "ss_training_comment" not in told
 
 
 def test_a_cover_is_set_and_shown(shelf_client: TestClient, network: Path) -> None:

@@ -165,7 +165,7 @@ def test_left_to_the_builtin_it_applies_and_says_so(webui: WebUI) -> None:
     ours = webui.generate(PROMPT, **slots(A, B)).pictures[0]
     webui.set_options(**{TAGS: "built-in"})
     theirs = webui.generate(PROMPT, **slots(A, B))
-    assert "left to the built-in, as its settings say" in " ".join(webui.call("/lw-probe/tags/comments"))
+    assert "left to the built-in, as the settings say" in " ".join(webui.call("/lw-probe/tags/comments"))
     tagged = webui.generate(f"{PROMPT} {SAME_TAGS}").pictures[0]
     assert np.array_equal(theirs.pictures[0], tagged) and difference(theirs.pictures[0], ours) < MOST
 

@@ -11,7 +11,6 @@ from modules.infotext_utils import PasteField
 
 from lora_ext.apply.slots import INFOTEXT, SlotPanel, panel_infotext, panel_of_infotext, parse_panel
 from lora_ext.apply.tags import LoraTag
-from lora_ext.host.webui import settings
 from lora_ext.host.webui.state import get_host
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.protocols import UserError
@@ -70,13 +69,20 @@ def prepare(p: Any, value: Any) -> None:
 def tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
     """The tags that stand for the panel of a request; they are added to `params_list` for the built-in too."""
     panel: SlotPanel = getattr(p, _ON_REQUEST, None) or SlotPanel()
-    if panel.used and settings.left_to_builtin():
-        without = "; it knows no masks, and applies them everywhere" if panel.masks else ""
-        p.comment(f"LoRA Workshop: the panel's networks are left to the built-in, as its settings say{without}")
     for _, slot in panel.used:
         items = [slot.network, str(slot.te), str(slot.unet)]
         params_list.append(extra_networks.ExtraNetworkParams(items=items))
     return panel.tags()
+
+
+def note_left(p: Any, reason: str | None) -> None:
+    """Say with the picture that the built-in applies the panel's networks: for a reason, or because the settings do."""
+    panel: SlotPanel = getattr(p, _ON_REQUEST, None) or SlotPanel()
+    if not panel.used:
+        return
+    without = "; it knows no masks, and applies them everywhere" if panel.masks else ""
+    why = "as the settings say" if reason is None else reason
+    p.comment(f"LoRA Workshop: the panel's networks are left to the built-in, {why}{without}")
 
 
 def with_axes(panel: SlotPanel, values: Mapping[tuple[int, str], Any]) -> SlotPanel:

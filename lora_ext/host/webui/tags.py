@@ -206,6 +206,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             get_host().note_live_problem(_whole_prompt_left(reason) if left and reason is not None else "")
             _warn_of_live(p, sorted(live) if left else [])
         if left:
+            slots.note_left(p, reason)
             if reason not in (None, self._logged):
                 _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
             self._logged = reason
