@@ -12,17 +12,10 @@ from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import text_modules, unet_module_names
+from lora_ext.config.algorithms import HAS_ALPHA, HAS_RANK, KERNEL_PRESETS, is_own_preset
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.blocks import block_index, number_of_block, numbers_by_block
-from lora_ext.networks.forms import (
-    HAS_ALPHA,
-    HAS_RANK,
-    PLAIN,
-    AdapterForm,
-    effective_alpha,
-    form_of_settings,
-    only_its_own,
-)
+from lora_ext.networks.forms import PLAIN, AdapterForm, effective_alpha, form_of_settings, only_its_own
 from lora_ext.networks.presets import Preset, Role, filter_lines, filter_pattern, find_preset, matches
 from lora_ext.protocols import UserError
 
@@ -50,6 +43,11 @@ class Target:
     group: TargetGroup
     block: int | None = None
     form: AdapterForm = PLAIN
+
+    @property
+    def is_in_second_encoder(self) -> bool:
+        """Whether it belongs to SDXL's second text encoder."""
+        return self.key.startswith("lora_te2_")
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class Selection:
 
     targets: list[Target]
     notes: list[str]
+    warnings: list[str]
 
 
 def find_targets(
@@ -104,16 +103,16 @@ def select_targets(
     """
     preset = find_preset(settings.network_preset, adapts_convolutions(settings))
     chosen = [each for each in candidates(checkpoint) if _is_chosen(each, preset, settings)]
-    chosen, notes = _filtered(chosen, settings)
+    chosen, notes, warnings = _filtered(chosen, settings)
     made = _TargetMaker(checkpoint, settings, preset, block_rates)
     found = [target for each in chosen for target in made.target(each)]
     if not found:
         raise UserError(
             f"{checkpoint.name}: none of its modules is one that a network adapts under these settings "
-            f"(network_preset = {settings.network_preset}), or all are left out by name or by block: load a Stable "
+            f"(network_preset = {settings.network_preset}), or all are left out by block or by name: load a Stable "
             "Diffusion checkpoint, and leave a block"
         )
-    return Selection(sorted(found, key=lambda target: target.key), notes + made.notes())
+    return Selection(sorted(found, key=lambda target: target.key), notes, warnings + made.warnings())
 
 
 def candidates(checkpoint: Checkpoint) -> Iterator[Candidate]:
@@ -192,9 +191,9 @@ def _is_chosen(candidate: Candidate, preset: Preset, settings: NetworkSettings) 
     return not wanted.isdisjoint(candidate.roles) and (preset.kernels or not candidate.has_kernel)
 
 
-def _filtered(chosen: list[Candidate], settings: NetworkSettings) -> tuple[list[Candidate], list[str]]:
-    """The modules that the name filters leave, and what each line of them has matched."""
-    notes = []
+def _filtered(chosen: list[Candidate], settings: NetworkSettings) -> tuple[list[Candidate], list[str], list[str]]:
+    """The modules that the name filters leave, what each line of them has matched, and which lines nothing."""
+    notes, warnings = [], []
     hits: dict[str, list[set[str]]] = {"network_include": [], "network_exclude": []}
     for setting, found in hits.items():
         for line in filter_lines(getattr(settings, setting)):
@@ -203,10 +202,10 @@ def _filtered(chosen: list[Candidate], settings: NetworkSettings) -> tuple[list[
             if found[-1]:
                 notes.append(f"{setting}: {line} matches {len(found[-1])} modules.")
             else:
-                notes.append(f"{setting}: {line} matches none of the {len(chosen)} modules of network_preset.")
+                warnings.append(f"{setting}: {line} matches none of the {len(chosen)} modules that there are.")
     wanted = set().union(*hits["network_include"]) if hits["network_include"] else {each.key for each in chosen}
     left = wanted - set().union(*hits["network_exclude"])
-    return [each for each in chosen if each.key in left], notes
+    return [each for each in chosen if each.key in left], notes, warnings
 
 
 class _TargetMaker:
@@ -222,7 +221,7 @@ class _TargetMaker:
             numbers_by_block(name, getattr(settings, name), kind)
             for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
         )
-        own = preset.kernels and settings.network_preset.strip() != "attn-mlp"
+        own = preset.kernels and (settings.network_preset.strip() in KERNEL_PRESETS or is_own_preset(settings))
         self.conv_dim = settings.conv_dim if settings.conv_dim is not None else settings.network_dim if own else 0
         fallback = settings.network_alpha if own else 1.0
         self.conv_alpha = fallback if settings.conv_alpha is None else settings.conv_alpha
@@ -238,7 +237,7 @@ class _TargetMaker:
         elif rank and number_of_block(self.rates, block, 1.0):
             yield Target(candidate.key, candidate.module, rank, alpha, candidate.group, block, form)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What has been left out for its algorithm's sake."""
         if not self.left_out:
             return []

@@ -218,6 +218,15 @@ def test_axes_open_the_panel_and_their_order_does_not_matter(webui: WebUI) -> No
     assert np.array_equal(one[1], webui.generate(PROMPT, **slots(("w11-a", 1, 0))).pictures[0])
 
 
+def test_without_a_page(webui: WebUI, another_webui: Any) -> None:
+    """Under `--nowebui` the panel and its axes are there for the API."""
+    expected = webui.generate(PROMPT, **slots(A, B)).pictures[0]
+    with another_webui("--nowebui") as pageless:
+        assert np.array_equal(pageless.generate(PROMPT, **slots(A, B)).pictures[0], expected)
+        cells = plot(pageless, ("AddNet Weight 1", "0,0.7"), ("AddNet Model 2", "w11-b"), **slots(A, B))
+        assert np.array_equal(cells[1], expected)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright

@@ -24,7 +24,6 @@ _MODULES = {
     "diag-oft": ("diag_oft", "DiagOFTModule"),
     "boft": ("boft", "ButterflyOFTModule"),
     "glora": ("glora", "GLoRAModule"),
-    "tlora": ("tlora", "TLoraModule"),
 }
 """Where `lycoris_lora` has the algorithms."""
 
@@ -43,12 +42,6 @@ _FACTORS = {
 """The parameters that max norm makes smaller, all by the same factor."""
 
 
-_NOT_THERE = (
-    "network_algorithm = {0}: the lycoris_lora that is installed does not have it ({1}); tlora needs version 4, which "
-    "needs torch 2.4 or newer: choose another algorithm, or update"
-)
-
-
 class LycorisAdapter(DenseAdapter):
     """Trains the parameters of one of `lycoris_lora`'s modules, which is never attached itself.
 
@@ -64,6 +57,7 @@ class LycorisAdapter(DenseAdapter):
         self.algorithm = target.form.algorithm
         self.kernel: Any = make_kernel(target, generator, dropout)
         self.kernel.to(_weight(target).device)
+        self.alpha.fill_(float(self.kernel.alpha))
 
     @property
     def is_scaled_by_alpha(self) -> bool:
@@ -173,7 +167,7 @@ class _Base:
 def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> Any:
     """The module of `lycoris_lora` for a target, drawn from the CPU `generator`; UserError where it cannot be had."""
     form = target.form
-    stand_in = _stand_in(target.module, with_weight=bool(form.dora) or form.algorithm == "tlora")
+    stand_in = _stand_in(target.module, with_weight=bool(form.dora))
     kind = _kind(form)
     with _drawing_from(generator), _quietly():
         try:
@@ -193,10 +187,7 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
 
 def _kind(form: AdapterForm) -> Any:
     package, name = _MODULES[form.algorithm]
-    try:
-        return getattr(import_module(f"lycoris.modules.{package}"), name)
-    except ImportError as error:
-        raise UserError(_NOT_THERE.format(form.algorithm, error)) from error
+    return getattr(import_module(f"lycoris.modules.{package}"), name)
 
 
 def _arguments(form: AdapterForm) -> dict[str, Any]:
@@ -218,10 +209,10 @@ def _stand_in(module: nn.Module, with_weight: bool) -> Any:
     weight = module.weight
     assert isinstance(weight, Tensor)
     if isinstance(module, nn.Conv2d):
-        layer: nn.Module = nn.Conv2d(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-            module.dilation, module.groups, bias=False, device="meta",
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")
+        }
+        layer: nn.Module = nn.Conv2d(module.in_channels, module.out_channels, bias=False, device="meta", **options)
     else:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     if with_weight:
