@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_ext.networks.card_files import cover_name
 from lora_ext.networks.library import KNOWN_SUFFIXES
+from lora_ext.networks.pickled_file import is_text_companion
 from lora_ext.protocols import UserError
 
 
@@ -35,7 +36,7 @@ def _within(top: Path) -> Iterator[NetworkEntry]:
         for name in sorted(names, key=str.lower):
             stem, suffix = os.path.splitext(name)
             path = Path(root, name)
-            if suffix.lower() not in KNOWN_SUFFIXES or not path.is_file():
+            if suffix.lower() not in KNOWN_SUFFIXES or not path.is_file() or _is_part(path):
                 continue
             status = path.stat()
             cover = cover_name(stem, there)
@@ -47,6 +48,11 @@ def _within(top: Path) -> Iterator[NetworkEntry]:
                 status.st_mtime,
                 path.with_name(cover) if cover else None,
             )
+
+
+def _is_part(path: Path) -> bool:
+    """Whether it is the text encoder's part of a pickled file beside it."""
+    return path.suffix.lower() != ".safetensors" and is_text_companion(path)
 
 
 def network_at(text: str, folders: Sequence[Path]) -> Path:

@@ -14,7 +14,13 @@ from lora_ext.protocols import UserError
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     one, two = tmp_path / "one", tmp_path / "two"
-    for path in (one / "b.safetensors", one / "A.pt", one / "sub" / "deep" / "c.safetensors", two / "d.SAFETENSORS"):
+    for path in (
+        one / "b.safetensors",
+        one / "A.pt",
+        one / "A_txt.pt",
+        one / "sub" / "deep" / "c.safetensors",
+        two / "d.SAFETENSORS",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     for name in ("b.preview.png", "b.txt", "A.json", "sub/deep/other.png"):

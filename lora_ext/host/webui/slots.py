@@ -104,8 +104,7 @@ def known_name(library: NetworkLibrary, name: str, digits: str) -> str:
         return name
     for stem in library.names():
         path = library.find(stem)
-        header = library.header(path) if path is not None else None
-        stored = header.metadata if header is not None else {}
+        stored = library.short_metadata(path) if path is not None else {}
         if any(stored.get(key, "").startswith(digits) for key in ("sshs_model_hash", "sshs_legacy_hash")):
             return stem
     return name
@@ -115,5 +114,4 @@ def _stored_hash(name: str) -> str:
     """The hash in a network's own metadata; empty where it has none."""
     library = get_host().library
     path = library.find(name)
-    header = library.header(path) if path is not None else None
-    return header.metadata.get("sshs_model_hash", "") if header is not None else ""
+    return library.short_metadata(path).get("sshs_model_hash", "") if path is not None else ""
