@@ -212,6 +212,7 @@ def test_gradients_flow_to_everything_after_a_step(form: AdapterForm, name: str)
     assert layer.weight.grad is None
     others, ups = adapter.split_parameters()
     assert len(others) + len(ups) == len(parameters)
+    assert len(ups) == {"lora": 1, "dylora": 2, "tlora": 1}.get(form.algorithm, 0)
 
 
 @pytest.mark.parametrize(("form", "name"), [case for case in CASES if case.values[0].algorithm != "dylora"])  # type: ignore[union-attr]
@@ -257,6 +258,21 @@ def test_a_half_precision_base_loses_nothing_of_a_small_change(
     monkeypatch.setattr(adapter, "_module_forward", lambda given: nothing)
     assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
     assert close(layer(x).float(), exact, 0.02)
+
+
+@pytest.mark.parametrize("dora", ["out", "in"])
+def test_a_small_change_of_lengths_gets_through_in_half_precision(dora: Any) -> None:
+    """Lengths grow by a hundredth, of which bf16's steps at 1 would leave 0.8: 1024 − 1024 becomes 10.24."""
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    nn.init.eye_(layer.weight)
+    nn.init.constant_(layer.bias, -1024.0)
+    layer.to(torch.bfloat16)
+    adapter: Any = make(AdapterForm("lora", dora=dora), layer).eval()
+    with torch.no_grad():
+        adapter.kernel.dora_scale.mul_(1.01)
+    adapter.attach()
+    output = layer(torch.full((1, 4), 1024.0, dtype=torch.bfloat16))
+    torch.testing.assert_close(output.float(), torch.full((1, 4), 10.24), rtol=0.005, atol=0.0)
 
 
 def test_the_start_is_the_seeds_and_nobodys_random_state_is_touched() -> None:
