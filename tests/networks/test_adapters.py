@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -355,6 +356,13 @@ def test_what_an_algorithm_cannot_do_is_said_in_words() -> None:
     adapter = make(AdapterForm("tlora"), layer_and_input("linear")[0])
     with pytest.raises(UserError, match="its files are plain LoRA"):
         adapter.load_tensors(adapter.tensors_for_file())
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lycoris.modules.loha", None)
+    with pytest.raises(UserError, match="loha needs the package lycoris_lora .*: install it"):
+        make(AdapterForm("loha"), layer_and_input("linear")[0])
+    make(AdapterForm("dylora"), layer_and_input("linear")[0])  # which is ours
 
 
 def test_rslora_is_an_alpha() -> None:

@@ -251,7 +251,13 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
 
 def _kind(form: AdapterForm) -> Any:
     package, name = _MODULES[form.algorithm]
-    return getattr(import_module(f"lycoris.modules.{package}"), name)
+    try:
+        return getattr(import_module(f"lycoris.modules.{package}"), name)
+    except ImportError as error:
+        raise UserError(
+            f"network_algorithm = {form.algorithm} needs the package lycoris_lora ({error}): install it (3.4.0 for "
+            "torch before 2.4, the newest for others), or choose lora without DoRA, Tucker and scalar"
+        ) from error
 
 
 def _arguments(form: AdapterForm) -> dict[str, Any]:
