@@ -353,6 +353,8 @@ def test_what_an_algorithm_cannot_do_is_said_in_words() -> None:
     odd = nn.Linear(8, 7)
     with pytest.raises(UserError, match=r"boft: lora_unet_x has 7 outputs, which cannot be divided with network_dim"):
         make(AdapterForm("boft"), odd)
+    with pytest.raises(UserError, match=r"lora_unet_x has rank 4, which is no multiple of block_size = 3"):
+        make(AdapterForm("dylora", unit=3), layer_and_input("linear")[0])
     adapter = make(AdapterForm("tlora"), layer_and_input("linear")[0])
     with pytest.raises(UserError, match="its files are plain LoRA"):
         adapter.load_tensors(adapter.tensors_for_file())
