@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lora_ext.checkpoint.text.bpe import vocabulary
 from lora_ext.demo.webui_export import write_text_encoder_folder

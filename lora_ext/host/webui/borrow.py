@@ -20,6 +20,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.random_states import random_states_kept
 
 JOB = "LoRA Workshop training"
+_LATENT_CHANNELS = 4
 
 
 @contextmanager
@@ -54,6 +55,7 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         undo.enter_context(others_wait(sd_models, "send_model_to_cpu", end_run))
         undo.enter_context(others_wait(sd_vae, "reload_vae_weights"))
         undo.enter_context(on_the_device(sd_model))
+        undo.enter_context(vae_precision_kept(sd_model.first_stage_model))
         checkpoint = replace(checkpoint_view(sd_model), ledger=ledger)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
         undo.enter_context(edges_plain())
@@ -72,7 +74,13 @@ def refuse_unsuitable(sd_model: Any) -> None:
             "the checkpoint's weights are in 8 bits (fp8), too coarse to train on: switch FP8 weight off in "
             "Settings > Optimizations (networks can be used with it)"
         )
-    checkpoint_view(sd_model)
+    checkpoint = checkpoint_view(sd_model)
+    channels = sd_model.model.diffusion_model.in_channels
+    if channels != _LATENT_CHANNELS:
+        raise UserError(
+            f"{checkpoint.name} has a U-Net of {channels} input channels (inpainting or editing): load a checkpoint "
+            f"with {_LATENT_CHANNELS} to train (networks can be used with it)"
+        )
 
 
 @contextmanager
@@ -107,6 +115,23 @@ def parameters_and_modes_kept(root: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def vae_precision_kept(vae: nn.Module) -> Iterator[None]:
+    """The VAE in the number format that it had, which a picture meanwhile may have changed.
+
+    Where decoding gives NaN, as SDXL's own VAE does in fp16, the WebUI casts it to fp32 or bf16 for good; the next
+    picture after the training finds that out anew.
+    """
+    dtype = devices.dtype_vae
+    originals = [(tensor, tensor.data) for tensor in (*vae.parameters(), *vae.buffers())]
+    try:
+        yield
+    finally:
+        devices.dtype_vae = dtype
+        for tensor, original in originals:
+            tensor.data = original
 
 
 @contextmanager
@@ -180,7 +205,8 @@ def on_the_device(sd_model: Any) -> Iterator[None]:
 def _medvram_parts_pinned(sd_model: Any) -> Iterator[None]:
     """U-Net, VAE and text encoder on the GPU together; the hooks that would push one out for the other are taken off.
 
-    An SD1 checkpoint's parts fit next to each other where `--medvram` is of use at all.
+    An SD1 checkpoint's parts fit next to each other where `--medvram` is of use at all; SDXL's take 7 GB in half
+    precision.
     """
     parts = _parts(sd_model)
     in_gpu = lowvram.module_in_gpu

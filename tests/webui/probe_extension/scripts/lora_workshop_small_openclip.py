@@ -1,4 +1,4 @@
-"""Runs inside the WebUI under test: a small text encoder for open_clip's registry, which checkpoints' YAMLs may name."""
+"""Runs inside the WebUI under test: a small text encoder in open_clip's registry, for checkpoints' YAMLs to name."""
 
 from pathlib import Path
 

@@ -1,0 +1,183 @@
+"""SD2 and SDXL in a real WebUI: trained on, drawn, paused and tried, and exactly as they were afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from base_checkpoints import BASES, write_base
+from network_files import difference
+from PIL import Image
+from runs import API, ended, start, wait_for
+from safetensors.numpy import load_file
+from test_axes import EPOCH, WEIGHT, plot
+from test_samples import pixels
+
+if TYPE_CHECKING:
+    from conftest import WebUI
+
+pytestmark = [pytest.mark.webui, pytest.mark.usefixtures("no_files_left")]
+
+NAME = "lw-test-bases"
+PROMPT = "a thing"
+DRAWN: dict[str, Any] = {
+    "sample_every_n_epochs": 1, "sample_prompts": f"{PROMPT} --s 4 --l 5 --d 7 --w 128 --h 128",
+    "sample_sampler": "Euler",
+}  # fmt: skip
+LEARNS = {"learning_rate": 3e-2, "save_precision": "float"}
+MANY = {**LEARNS, "max_train_epochs": 400, "save_every_n_epochs": 400}
+TAG = f"{PROMPT} <lora:{NAME}:1>"
+MODULES = {"sd2": (192, 6), "sd2-v": (192, 6), "sdxl": (192, 24)}
+"""How many sd-scripts adapts of the U-Net, and of the text encoders, whose last layer SD2 leaves out."""
+PREFIXES = {"sd2": {"lora_te"}, "sd2-v": {"lora_te"}, "sdxl": {"lora_te1", "lora_te2"}}
+
+
+@pytest.fixture(scope="module")
+def titles(webui: WebUI) -> Iterator[dict[str, str]]:
+    """Title of a small checkpoint of each kind; afterwards the one from before is loaded."""
+    folder = webui.folder / "models" / "Stable-diffusion"
+    before = webui.call("/sdapi/v1/options")
+    files = [file for kind in BASES for file in write_base(folder, kind)]
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+    webui.set_options(show_progress_type="Approx cheap")  # the usual one would be downloaded for SDXL
+    known = {each["model_name"]: each["title"] for each in webui.call("/sdapi/v1/sd-models")}
+    yield {kind: known[f"lw-base-{kind}"] for kind in BASES}
+    webui.set_options(**{name: before[name] for name in ("sd_model_checkpoint", "show_progress_type")})
+    for file in files:
+        file.unlink()
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
+@pytest.fixture(scope="module", params=BASES)
+def base(request: pytest.FixtureRequest, webui: WebUI, titles: dict[str, str]) -> str:
+    """The kind of the checkpoint that is loaded."""
+    webui.set_options(sd_model_checkpoint=titles[request.param])
+    return str(request.param)
+
+
+def picture(webui: WebUI, prompt: str = PROMPT, **fields: Any) -> np.ndarray:
+    return webui.generate(prompt, **fields).pictures[0]
+
+
+def state(webui: WebUI) -> dict[str, Any]:
+    found: dict[str, Any] = webui.call("/lw-probe/state")
+    return found
+
+
+def trained(webui: WebUI, dataset: Path, **settings: Any) -> dict[str, Any]:
+    record = ended(webui, start(webui, dataset, NAME, **{**LEARNS, **settings}))
+    assert record["state"] == "finished", record["error"]
+    return record
+
+
+@contextmanager
+def tags_left_to_the_builtin(webui: WebUI) -> Iterator[None]:
+    webui.set_options(lora_workshop_tags="built-in")
+    try:
+        yield
+    finally:
+        webui.set_options(lora_workshop_tags="LoRA Workshop")
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {key for key in before if before[key] != after[key]}
+
+
+def test_a_training_with_samples(webui: WebUI, dataset: Path, base: str) -> None:
+    """The WebUI is as it was, samples are pictures of the file, and the built-in draws the same from it."""
+    bare, before = picture(webui), state(webui)
+    record = trained(webui, dataset, **DRAWN)
+    assert changed(before, state(webui)) == set()
+    assert np.array_equal(picture(webui), bare)
+    samples = webui.call(f"{API}/run/{record['id']}/samples")["samples"]
+    ours = picture(webui, TAG)
+    assert difference(ours, bare) > 1 and difference(pixels(webui, samples[1]["url"]), ours) < 0.1
+    with tags_left_to_the_builtin(webui):
+        assert difference(picture(webui, TAG), ours) < 0.1
+    assert np.array_equal(picture(webui), bare)
+
+
+def test_the_file_has_the_keys_of_sd_scripts(webui: WebUI, dataset: Path, base: str) -> None:
+    trained(webui, dataset)
+    keys = {key.partition(".")[0] for key in load_file(webui.networks / f"{NAME}.safetensors")}
+    unet = {key for key in keys if key.startswith("lora_unet_")}
+    assert (len(unet), len(keys - unet)) == MODULES[base]
+    assert {key.partition("_text_model_")[0] for key in keys - unet} == PREFIXES[base]
+
+
+ENDS: dict[str, tuple[dict[str, Any], str]] = {
+    "mid-run": ({}, "failed"),
+    "VAE of a preview": (DRAWN, "finished"),
+}
+
+
+@pytest.mark.parametrize("phase", ENDS)
+def test_what_goes_wrong_leaves_nothing_behind(webui: WebUI, dataset: Path, base: str, phase: str) -> None:
+    """A decoding that gives NaN too: the WebUI casts the VAE for good then, and a training takes that back."""
+    settings, expected = ENDS[phase]
+    webui.set_options(auto_vae_precision_bfloat16=True)
+    bare, before = picture(webui), state(webui)
+    webui.call("/lw-probe/arm", {"phase": phase})
+    assert ended(webui, start(webui, dataset, NAME, **settings))["state"] == expected
+    assert changed(before, state(webui)) == set()
+    assert np.array_equal(picture(webui), bare)
+    webui.set_options(auto_vae_precision_bfloat16=False)
+
+
+@pytest.mark.parametrize("how", ["gradient_checkpointing", "bf16", "unet"])
+def test_other_ways_to_train(webui: WebUI, dataset: Path, base: str, how: str) -> None:
+    values = {"gradient_checkpointing": {"gradient_checkpointing": True}, "bf16": {"mixed_precision": "bf16"},
+              "unet": {"network_train_unet_only": True, "cache_text_encoder_outputs": True}}[how]  # fmt: skip
+    bare, before = picture(webui), state(webui)
+    trained(webui, dataset, **values)
+    assert changed(before, state(webui)) == set()
+    assert difference(picture(webui, TAG), bare) > 1
+    assert np.array_equal(picture(webui), bare)
+
+
+def test_a_pause_in_which_the_network_is_tried(webui: WebUI, dataset: Path, base: str) -> None:
+    trained(webui, dataset, max_train_epochs=8)
+    expected = load_file(webui.networks / f"{NAME}.safetensors")
+    bare, before = picture(webui), state(webui)
+    run = start(webui, dataset, NAME, **{**MANY, "max_train_epochs": 8})
+    wait_for(webui, run, lambda status: status["record"]["steps"] >= 2)
+    webui.call(f"{API}/pause", {"id": run})
+    wait_for(webui, run, lambda status: status["record"]["state"] == "paused")
+    assert changed(before, state(webui)) == set()
+    assert difference(picture(webui, f"{PROMPT} <lora:{NAME}-live:1>"), bare) > 0.5
+    assert np.array_equal(picture(webui), bare)
+    webui.call(f"{API}/resume", {"id": run})
+    assert ended(webui, run)["state"] == "finished"
+    found = load_file(webui.networks / f"{NAME}.safetensors")
+    assert found.keys() == expected.keys() and all(np.array_equal(found[key], expected[key]) for key in found)
+
+
+def test_a_cancelled_run(webui: WebUI, dataset: Path, base: str) -> None:
+    bare, before = picture(webui), state(webui)
+    run = start(webui, dataset, NAME, **MANY)
+    wait_for(webui, run, lambda status: status["record"]["steps"] >= 2)
+    webui.call(f"{API}/cancel", {"id": run})
+    assert ended(webui, run)["state"] == "stopped"
+    assert changed(before, state(webui)) == set()
+    assert np.array_equal(picture(webui), bare)
+
+
+def test_class_pictures(webui: WebUI, dataset: Path, base: str, tmp_path: Path) -> None:
+    bare = picture(webui)
+    drawn = {"reg_data_dir": str(tmp_path / "class"), "class_prompt": "a circle", "num_class_images": 2}
+    trained(webui, dataset, **drawn)
+    assert [Image.open(path).size for path in (tmp_path / "class").rglob("*.png")] == [(64, 64)] * 2
+    assert np.array_equal(picture(webui), bare)
+
+
+def test_epochs_and_weights_on_a_grid(webui: WebUI, dataset: Path, base: str) -> None:
+    trained(webui, dataset)
+    cells, infotexts = plot(webui, TAG, (EPOCH, "1, 2"), (WEIGHT, "0.5, 1"))
+    prompts = [f"{PROMPT} <lora:{name}:{weight}>" for weight in (0.5, 1) for name in (f"{NAME}-000001", NAME)]
+    for cell, infotext, prompt in zip(cells, infotexts, prompts, strict=True):
+        single = webui.generate(prompt)
+        assert np.array_equal(cell, single.pictures[0]) and infotext == single.infotexts[0]
