@@ -34,8 +34,20 @@ class TextEncoder(Protocol):
         """Token ids without the brackets of emphasis, and the weight of each: both (batch, chunks, 77)."""
         ...
 
+    def count_tokens(self, caption: str, weighted: bool = False) -> int:
+        """Tokens of a caption without begin and end; of a `weighted` one without the brackets of emphasis."""
+        ...
+
     def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself."""
+        ...
+
+    def encode_pooled(self, ids: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """The same states, and SDXL's pooled vector (batch, projection), None where the encoder gives none."""
+        ...
+
+    def encode_prompts_pooled(self, prompts: Sequence[str], clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """As `encode_pooled`, of prompts with the WebUI's emphasis, for rendering; without gradients."""
         ...
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, TextEncoder
+from lora_ext.checkpoint.text.openclip import OpenClipTextEncoder
 
 UNET_PREFIX = "lora_unet"
 
@@ -23,6 +25,14 @@ _ENDS = {
     "time_embed.2": "time_embedding_linear_2",
     "input_blocks.0.0": "conv_in",
     "out.2": "conv_out",
+}
+_OPENCLIP_PARTS = {
+    "attn.q_proj": "self_attn.q_proj",
+    "attn.k_proj": "self_attn.k_proj",
+    "attn.v_proj": "self_attn.v_proj",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
 }
 
 
@@ -41,16 +51,30 @@ def unet_module_names(unet: nn.Module, architecture: Architecture) -> dict[str, 
 
 
 def text_module_names(encoder: TextEncoder) -> dict[str, str]:
-    """Key in a network file → path inside `encoder.module`, of the attention and MLP layers in transformers' layout.
+    """Key in a network file → path of the attention and MLP layers of a text encoder: transformers' names for all.
 
-    `lora_te_text_model_encoder_layers_0_mlp_fc1` → `text_model.encoder.layers.0.mlp.fc1`.
+    `lora_te_text_model_encoder_layers_0_mlp_fc1` → `text_model.encoder.layers.0.mlp.fc1`, in OpenCLIP's
+    `transformer.resblocks.0.mlp.c_fc`. There q, k and v are rows of one weight: `transformer.resblocks.0.attn.q_proj`
+    is none of the module's own, but one of the encoder's `projections`.
     """
     names = {}
+    if isinstance(encoder, OpenClipTextEncoder):
+        for number, part in product(range(encoder.layers), _OPENCLIP_PARTS):
+            key = _key(encoder.key_prefix, f"text_model.encoder.layers.{number}.{_OPENCLIP_PARTS[part]}")
+            names[key] = f"transformer.resblocks.{number}.{part}"
+        return names
     for path in _weighted_paths(encoder.module):
         _, layers, rest = path.partition("encoder.layers.")
         if layers and (".self_attn." in rest or ".mlp." in rest):
             names[_key(encoder.key_prefix, f"text_model.{layers}{rest}")] = path
     return names
+
+
+def text_modules(encoder: TextEncoder) -> dict[str, nn.Module]:
+    """Key in a network file → module to adapt; of fused attention a `FusedProjection`, which stays the same one."""
+    own: Mapping[str, nn.Module] = encoder.projections if isinstance(encoder, OpenClipTextEncoder) else {}
+    paths = text_module_names(encoder)
+    return {key: own[path] if path in own else encoder.module.get_submodule(path) for key, path in paths.items()}
 
 
 def _weighted_paths(root: nn.Module) -> Iterator[str]:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.text.openclip import explicit_attention
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.blocks import numbers_by_block
 from lora_ext.networks.dropout import dropout_of
@@ -64,6 +65,7 @@ class Session:
     def attach(self, network: Network) -> None:
         """Put the network into the forward pass, with gradient checkpointing where the settings want it."""
         self._network = network
+        self._undo.enter_context(explicit_attention(self.checkpoint.text_encoders))
         self._undo.enter_context(network.attached())
         if self._checkpointing:
             self._wrap_blocks()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from lora_ext.checkpoint.checkpoint import Architecture
-from lora_ext.checkpoint.module_names import text_module_names, unet_module_names
+from lora_ext.checkpoint.module_names import text_module_names, text_modules, unet_module_names
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
+from lora_ext.checkpoint.text.openclip import (
+    SD2_TEXT,
+    SDXL_TEXT_2,
+    OpenClipConfig,
+    OpenClipText,
+    OpenClipTextEncoder,
+)
 from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNet, UNetConfig
 
 DATA = Path(__file__).parent.parent / "data"
@@ -66,6 +74,27 @@ def test_text_names_are_the_list() -> None:
     expected = name_map("sd1", TEXT)
     assert len(expected) == 72
     assert text_module_names(encoder) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "config", "count"),
+    [("sd2", "cond_stage_model.model.", SD2_TEXT, 138), ("sdxl", "conditioner.embedders.1.model.", SDXL_TEXT_2, 192)],
+)
+def test_openclip_names_are_the_list(name: str, prefix: str, config: OpenClipConfig, count: int) -> None:
+    pools = name == "sdxl"
+    with torch.device("meta"):
+        encoder = OpenClipTextEncoder(OpenClipText(config), "lora_te2" if pools else "lora_te", pools=pools)
+    expected = {
+        key: re.sub(r"in_proj_weight\[([qkv])]", r"\1_proj", path) for key, path in name_map(name, prefix).items()
+    }
+    assert len(expected) == count
+    assert text_module_names(encoder) == expected
+    modules = text_modules(encoder)
+    assert modules.keys() == expected.keys() and all(isinstance(each, torch.nn.Linear) for each in modules.values())
+    assert (
+        modules[f"{encoder.key_prefix}_text_model_encoder_layers_0_self_attn_v_proj"]
+        is (encoder.projections["transformer.resblocks.0.attn.v_proj"])
+    )
 
 
 @pytest.mark.parametrize("levels", [2, 3])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNet, UNetConfig, timestep_embedding
+from lora_ext.checkpoint.sinusoids import timestep_embedding
+from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNet, UNetConfig
 from lora_ext.host.standalone.vae import SD_VAE, VAE, VAEConfig
 
 DATA = Path(__file__).parent / "data"

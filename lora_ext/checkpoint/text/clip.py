@@ -1,133 +1,44 @@
-"""CLIP-L as transformers has it, for training captions and for prompts with the WebUI's emphasis."""
+"""CLIP-L as transformers has it: the text encoder of SD1, and the first one of SDXL."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from lora_ext.checkpoint.text.bpe import clip_tokenizer
-from lora_ext.checkpoint.text.chunking import CHUNK_TOKENS, WeightedChunk, chunk_ids, chunk_prompt
-from lora_ext.checkpoint.text.emphasis import BREAK, parse_emphasis
-from lora_ext.protocols import UserError
+from lora_ext.checkpoint.text.encoder import ChunkedTextEncoder, check_clip_skip
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 
-def apply_emphasis(states: Tensor, weights: Tensor) -> Tensor:
-    """States (chunks, 77, width) times weights (chunks, 77), each chunk scaled back to the mean it had.
+class HFClipTextEncoder(ChunkedTextEncoder):
+    """A `TextEncoder` around transformers' `CLIPTextModel`; the module is the checkpoint's and is not changed.
 
-    The WebUI's "Original" emphasis. Chunks of weight 1 throughout stay as they are, bit for bit.
+    SD1 takes the last layer, or with `clip_skip` N the Nth from the end, and the final layer norm in either case. With
+    `penultimate`, as in SDXL, it is the layer before the last, as it is, whatever `clip_skip` says.
     """
-    weighted = states * weights[..., None].to(states)
-    before = states.mean(dim=(1, 2), keepdim=True)
-    after = weighted.mean(dim=(1, 2), keepdim=True)
-    untouched = (weights == 1).all(dim=1)[:, None, None].to(states.device)
-    return torch.where(untouched, states, weighted * (before / after))
 
+    def __init__(
+        self,
+        module: nn.Module,
+        key_prefix: str = "lora_te",
+        tokenizer: CLIPTokenizer | None = None,
+        penultimate: bool = False,
+    ) -> None:
+        super().__init__(module, key_prefix, tokenizer)
+        self.penultimate = penultimate
 
-def _chunk_count(max_token_length: int) -> int:
-    if max_token_length < CHUNK_TOKENS or max_token_length % CHUNK_TOKENS:
-        raise UserError(f"max_token_length is {max_token_length}; allowed: 75, 150, 225 or another multiple of 75.")
-    return max_token_length // CHUNK_TOKENS
-
-
-class HFClipTextEncoder:
-    """A `TextEncoder` around transformers' `CLIPTextModel`; the module is the checkpoint's and is not changed."""
-
-    def __init__(self, module: nn.Module, key_prefix: str = "lora_te", tokenizer: CLIPTokenizer | None = None) -> None:
-        self.module: Any = module
-        self.key_prefix = key_prefix
-        self._given_tokenizer = tokenizer
-
-    @property
-    def tokenizer(self) -> CLIPTokenizer:
-        """CLIP's tokenizer, made when it is first needed."""
-        if self._given_tokenizer is None:
-            self._given_tokenizer = clip_tokenizer()
-        return self._given_tokenizer
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.module.parameters()).device
-        return device
-
-    def _special_ids(self) -> tuple[int, int, int]:
-        """(BOS, EOS, padding); CLIP-L pads with EOS."""
-        tokenizer: Any = self.tokenizer
-        return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, of any length, without BOS and EOS."""
-        if not texts:
-            return []
-        encoded: Any = self.tokenizer(list(texts), truncation=False, add_special_tokens=False)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-    def tokenize(self, captions: Sequence[str], max_token_length: int = CHUNK_TOKENS) -> Tensor:
-        """Token ids (batch, chunks, 77), int64 on the CPU; chunks = max_token_length / 75, longer captions are cut.
-
-        Brackets, colons and BREAK in a caption are plain text.
-        """
-        chunks = _chunk_count(max_token_length)
-        return torch.tensor(
-            [chunk_ids(tokens, chunks, *self._special_ids()) for tokens in self.token_ids(captions)], dtype=torch.int64
-        ).reshape(-1, chunks, CHUNK_TOKENS + 2)
-
-    def tokenize_weighted(self, captions: Sequence[str], max_token_length: int = CHUNK_TOKENS) -> tuple[Tensor, Tensor]:
-        """Token ids as `tokenize` gives them, and the weight of each, fp32: both (batch, chunks, 77).
-
-        `(more)`, `(exactly:1.3)` and `[less]` weigh words; BREAK is plain text, and what is added weighs 1.
-        """
-        chunks = _chunk_count(max_token_length)
-        ids, weights = [], []
-        for caption in captions:
-            pieces = parse_emphasis(caption, breaks=False)
-            tokens = self.token_ids([text for text, _ in pieces])
-            ids.append(chunk_ids([token for each in tokens for token in each], chunks, *self._special_ids()))
-            weighed = [weight for each, (_, weight) in zip(tokens, pieces, strict=True) for _ in each]
-            weights.append(chunk_ids(weighed, chunks, 1.0, 1.0, 1.0))
-        shape = (-1, chunks, CHUNK_TOKENS + 2)
-        return torch.tensor(ids, dtype=torch.int64).reshape(shape), torch.tensor(weights).reshape(shape)
-
-    def encode(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
-        """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself.
-
-        `clip_skip` 1 takes the last layer, N the Nth from the end; the final layer norm follows in either case.
-        """
+    def encode_pooled(self, ids: Tensor, clip_skip: int = 1) -> tuple[Tensor, None]:
+        """States (batch, 77·chunks, width) of ids (batch, chunks, 77), each chunk encoded by itself; never pooled."""
         text_model = self.module.text_model
-        layers = len(text_model.encoder.layers)
-        if not 1 <= clip_skip <= layers:
-            raise UserError(f"clip_skip is {clip_skip}; allowed are 1 to {layers}, the layers of this text encoder.")
+        check_clip_skip(clip_skip, len(text_model.encoder.layers))
         batch, chunks, length = ids.shape
-        flat = ids.reshape(batch * chunks, length).to(self._device)
-        if clip_skip == 1:
+        flat = ids.reshape(batch * chunks, length).to(self.device)
+        if clip_skip == 1 and not self.penultimate:
             states: Tensor = self.module(input_ids=flat).last_hidden_state
         else:
             hidden: Sequence[Tensor] = self.module(input_ids=flat, output_hidden_states=True).hidden_states
-            states = text_model.final_layer_norm(hidden[-clip_skip])
-        return states.reshape(batch, chunks * length, -1)  # (b·n, 77, width) -> (b, n·77, width)
-
-    def _prompt_chunks(self, prompt: str) -> list[WeightedChunk]:
-        pieces = parse_emphasis(prompt)
-        [comma], *tokens = self.token_ids([",", *(text for text, _ in pieces)])
-        weighted = zip(pieces, tokens, strict=True)
-        return chunk_prompt([None if piece == BREAK else (ids, piece[1]) for piece, ids in weighted], comma)
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], clip_skip: int = 1) -> Tensor:
-        """States (batch, 77·n, width) for rendering: emphasis, BREAK, any length; shorter prompts get empty chunks."""
-        chunked = [self._prompt_chunks(prompt) for prompt in prompts]
-        count = max(len(chunks) for chunks in chunked)
-        filled = [[*chunks, *(WeightedChunk() for _ in range(count - len(chunks)))] for chunks in chunked]
-        framed = [[chunk.framed(*self._special_ids()) for chunk in chunks] for chunks in filled]
-        ids = torch.tensor([[ids for ids, _ in chunks] for chunks in framed])  # (batch, n, 77)
-        weights = torch.tensor([[weights for _, weights in chunks] for chunks in framed])
-        states = self.encode(ids, clip_skip)
-        by_chunk = states.unflatten(1, (count, -1)).flatten(0, 1)  # (batch·n, 77, width)
-        weighted = apply_emphasis(by_chunk, weights.flatten(0, 1))
-        return weighted.reshape(states.shape)
+            states = hidden[-2] if self.penultimate else text_model.final_layer_norm(hidden[-clip_skip])
+        return states.reshape(batch, chunks * length, -1), None  # (b·n, 77, width) -> (b, n·77, width)

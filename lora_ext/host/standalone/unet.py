@@ -5,12 +5,13 @@ Letters in shape comments: b batch, c channels, h and w latent height and width,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lora_ext.checkpoint.sinusoids import timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,6 @@ SDXL_UNET = UNetConfig(
     use_linear_in_transformer=True,
     adm_in_channels=2816,
 )
-
-
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoids of (b,) timesteps, cosines first: (b, dim) in fp32; an odd `dim` ends in a zero."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)[None]
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return F.pad(embedding, (0, dim % 2))
 
 
 def zero_module(module: nn.Module) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
-from lora_ext.checkpoint.text.clip import HFClipTextEncoder, apply_emphasis
+from lora_ext.checkpoint.text.clip import HFClipTextEncoder
+from lora_ext.checkpoint.text.encoder import apply_emphasis
 from lora_ext.host.standalone.random_checkpoint import fill_randomly
 from lora_ext.protocols import UserError
 
