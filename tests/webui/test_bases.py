@@ -87,6 +87,13 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {key for key in before if before[key] != after[key]}
 
 
+def test_text_unet_and_vae_are_those_of_the_webui(webui: WebUI, base: str) -> None:
+    prompts = ["a red (house:1.2), with [trees] BREAK on a hill"]
+    found = webui.call("/lw-probe/bases/compare", {"prompts": prompts, "size": [128, 64]})
+    assert found.keys() == {"states", "U-Net", "latents", "pictures", *(["vector"] if base == "sdxl" else [])}
+    assert max(found.values()) < 1e-5, found
+
+
 def test_a_training_with_samples(webui: WebUI, dataset: Path, base: str) -> None:
     """The WebUI is as it was, samples are pictures of the file, and the built-in draws the same from it."""
     bare, before = picture(webui), state(webui)
