@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,22 @@ def tiny_checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny-sd1.safetensors"
     write_random_checkpoint(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_kind_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives tiny checkpoints of random weights, with YAML: sd1, sd1-inpainting, sd2, sd2-v, sdxl; read only."""
+    from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, write_random_kind
+
+    folder = tmp_path_factory.mktemp("kinds")
+
+    def path_of(name: str) -> Path:
+        path: Path = folder / f"tiny-{name}.safetensors"
+        if not path.is_file():
+            write_random_kind(path, TINY_KINDS[name])
+        return path
+
+    return path_of
 
 
 @pytest.fixture

@@ -57,7 +57,9 @@ class Checkpoint:
 
     `unet(x, timesteps, context, y)` and `vae.encode(x) -> posterior with .mean and .logvar`, `vae.decode(z)` are
     called as ldm's; `latent_scale` is the factor between the VAE's latents and the U-Net's. `vae_path` is the file that
-    stands in for the checkpoint's own VAE, None where it is its own. All changes of weights go through `ledger`.
+    stands in for the checkpoint's own VAE, None where it is its own. The U-Net of an inpainting checkpoint has 9
+    `input_channels`: what it takes beside the latents is in `checkpoint/inpainting.py`. All changes of weights go
+    through `ledger`.
     """
 
     unet: nn.Module
@@ -71,6 +73,7 @@ class Checkpoint:
     sha256: str
     latent_scale: float = 0.18215
     vae_path: Path | None = None
+    input_channels: int = 4
     ledger: PatchLedger = field(default_factory=PatchLedger)
 
     @property

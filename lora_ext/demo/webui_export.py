@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_ext.checkpoint.text.bpe import write_tokenizer_folder
 from lora_ext.demo.assets import demo_checkpoint_path
-from lora_ext.host.standalone.architecture import CHECKPOINT_PREFIXES, clip_config, unet_config, vae_config
+from lora_ext.host.standalone.architecture import LAYOUTS, clip_config, unet_config, vae_config
 from lora_ext.host.standalone.checkpoint_yaml import checkpoint_yaml, read_checkpoint_yaml
 from lora_ext.host.standalone.tensor_files import open_tensor_file
 from lora_ext.protocols import UserError
@@ -29,8 +29,8 @@ def export_demo(webui: Path, checkpoint: Path | None = None) -> list[Path]:
     target = models / f"{NAME}.safetensors"
     shapes = open_tensor_file(source).shapes
     described = read_checkpoint_yaml(source.with_suffix(".yaml"))
-    parts = {name: _part(shapes, getattr(CHECKPOINT_PREFIXES, name)) for name in ("unet", "vae", "text")}
-    text = clip_config(parts["text"], described)
+    parts = {name: _part(shapes, prefix) for name, prefix in LAYOUTS["SD1"].parts.items()}
+    text = clip_config(parts["clip"], described)
     yaml_text = checkpoint_yaml(
         unet_config(parts["unet"], described),
         vae_config(parts["vae"]),

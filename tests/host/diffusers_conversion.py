@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from lora_ext.host.standalone.architecture import CHECKPOINT_PREFIXES
+from lora_ext.host.standalone.architecture import UNET_PREFIX, VAE_PREFIX
 from lora_ext.host.standalone.unet import UNetConfig
 from lora_ext.host.standalone.vae import VAEConfig
 
@@ -36,7 +36,7 @@ def diffusers_unet(state: dict[str, Tensor], config: UNetConfig) -> UNet2DCondit
             use_linear_projection=config.use_linear_in_transformer,
             **_class_embedding(config),
         )
-    prefixed = {CHECKPOINT_PREFIXES.unet + key: tensor for key, tensor in state.items()}
+    prefixed = {UNET_PREFIX + key: tensor for key, tensor in state.items()}
     model.load_state_dict(convert_ldm_unet_checkpoint(prefixed, model.config), strict=True, assign=True)
     return model.eval()
 
@@ -59,6 +59,6 @@ def diffusers_vae(state: dict[str, Tensor], config: VAEConfig) -> AutoencoderKL:
             layers_per_block=config.num_res_blocks,
             latent_channels=config.z_channels,
         )
-    prefixed = {CHECKPOINT_PREFIXES.vae + key: tensor for key, tensor in state.items()}
+    prefixed = {VAE_PREFIX + key: tensor for key, tensor in state.items()}
     model.load_state_dict(convert_ldm_vae_checkpoint(prefixed, model.config), strict=True, assign=True)
     return model.eval()

@@ -201,8 +201,10 @@ def test_a_wrong_shape_is_named(tmp_path: Path, tensors: dict[str, Tensor]) -> N
     ("keys", "words"),
     [
         (["lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"], "seems to be a LoRA"),
-        (["conditioner.embedders.0.transformer.text_model.a", "model.diffusion_model.b"], "is an SDXL checkpoint"),
-        (["cond_stage_model.model.ln_final.weight", "model.diffusion_model.b"], "is an SD2 checkpoint"),
+        (["conditioner.embedders.0.model.ln_final.weight", "model.diffusion_model.b"], "is the SDXL refiner"),
+        (["conditioner.embedders.0.transformer.text_model.a", "model.diffusion_model.b"], "has no VAE and no OpenCLIP"),
+        (["cond_stage_model.model.ln_final.weight", "model.diffusion_model.b"], "has no VAE"),
+        (["embedder.model.ln_final.weight", "model.diffusion_model.b"], "unCLIP, depth"),
         (["model.diffusion_model.joint_blocks.0.a"], "SD3, Flux"),
         (["encoder.down.0.block.0.norm1.weight"], "VAE alone"),
         (["control_model.input_blocks.0.0.weight"], "ControlNet"),
@@ -217,10 +219,10 @@ def test_other_files_are_called_what_they_seem_to_be(tmp_path: Path, keys: list[
     assert words in refusal(path)
 
 
-def test_an_inpainting_model_is_called_so(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+def test_an_editing_model_is_called_so(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     key = "model.diffusion_model.input_blocks.0.0.weight"
-    path = write(tmp_path / "model.safetensors", {**tensors, key: torch.zeros(32, 9, 3, 3)})
-    assert "9 input channels" in refusal(path)
+    path = write(tmp_path / "model.safetensors", {**tensors, key: torch.zeros(32, 8, 3, 3)})
+    assert "8 input channels" in refusal(path)
 
 
 def test_truncated_and_foreign_files(tmp_path: Path, tiny_checkpoint_path: Path) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.checkpoint.text.openclip import OpenClipConfig
 from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml
 from lora_ext.host.standalone.unet import UNetConfig
 from lora_ext.host.standalone.vae import VAEConfig
@@ -18,16 +20,37 @@ OPENCLIP_HEAD_CHANNELS = 64
 SD1_HEADS = 8
 
 
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+CLIP_PREFIX = "cond_stage_model.transformer."
+
+
 @dataclass(frozen=True)
-class Prefixes:
-    """How the names of each part's tensors begin in a checkpoint."""
+class Layout:
+    """How the names of each part's tensors begin in a checkpoint of one kind, and what its YAML may leave unsaid.
 
-    unet: str = "model.diffusion_model."
-    vae: str = "first_stage_model."
-    text: str = "cond_stage_model.transformer."
+    `clip` is transformers' CLIP-L, `openclip` OpenCLIP's text tower; SDXL has both.
+    """
+
+    clip: str | None = None
+    openclip: str | None = None
+    unet: str = UNET_PREFIX
+    vae: str = VAE_PREFIX
+    latent_scale: float = 0.18215
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Part → prefix, in the order of the checkpoint's text encoders."""
+        found = {"unet": self.unet, "vae": self.vae, "clip": self.clip, "openclip": self.openclip}
+        return {part: prefix for part, prefix in found.items() if prefix is not None}
 
 
-CHECKPOINT_PREFIXES = Prefixes()
+LAYOUTS: dict[Architecture, Layout] = {
+    "SD1": Layout(clip=CLIP_PREFIX),
+    "SD2": Layout(openclip="cond_stage_model.model."),
+    "SDXL": Layout("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.", latent_scale=0.13025),
+}
+PART_WORDS = {"unet": "U-Net", "vae": "VAE", "clip": "text encoder", "openclip": "OpenCLIP text encoder"}
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -132,3 +155,20 @@ def clip_config(shapes: Shapes, described: CheckpointYaml) -> dict[str, int]:
         "num_attention_heads": heads,
         "max_position_embeddings": _width(shapes, "text_model.embeddings.position_embedding.weight", 0),
     }
+
+
+def openclip_config(shapes: Shapes, described: CheckpointYaml) -> OpenClipConfig:
+    """Sizes of OpenCLIP's text tower; heads from `described`, else of 64 channels."""
+    width = _width(shapes, "token_embedding.weight", 1)
+    heads = described.openclip_heads or max(1, width // OPENCLIP_HEAD_CHANNELS)
+    if width % heads:
+        raise UserError(f"the OpenCLIP text encoder is {width} wide, which {heads} attention heads do not divide.")
+    return OpenClipConfig(
+        width=width,
+        layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        heads=heads,
+        vocabulary=_width(shapes, "token_embedding.weight", 0),
+        context_length=_width(shapes, "positional_embedding", 0),
+        mlp_width=_width(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 0),
+        projection=int(shapes["text_projection"][1]) if "text_projection" in shapes else None,
+    )

@@ -1,4 +1,4 @@
-"""Loading an SD1 checkpoint of any size into our networks, with a report of what did not match."""
+"""Loading an SD1, SD2 or SDXL checkpoint of any size into our networks, with a report of what did not match."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType, TextEncoder
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
-from lora_ext.host.standalone.architecture import CHECKPOINT_PREFIXES, clip_config, unet_config, vae_config
+from lora_ext.checkpoint.text.openclip import SD2_TEXT, OpenClipText, OpenClipTextEncoder
+from lora_ext.host.standalone.architecture import (
+    LAYOUTS,
+    PART_WORDS,
+    Layout,
+    Shapes,
+    clip_config,
+    openclip_config,
+    unet_config,
+    vae_config,
+)
 from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml, read_checkpoint_yaml
 from lora_ext.host.standalone.file_hashes import cached_sha256
-from lora_ext.host.standalone.file_kinds import refuse_other_kinds
+from lora_ext.host.standalone.file_kinds import architecture_of, refuse_other_kinds
 from lora_ext.host.standalone.tensor_files import TensorFile, open_tensor_file
 from lora_ext.host.standalone.unet import UNet
 from lora_ext.host.standalone.vae import VAE
@@ -28,6 +38,10 @@ SCHEDULE_BUFFERS = re.compile(
     r"betas|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|logvar|lvlb_weights"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
 )
+VELOCITY_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+"""Tensors that some SDXL checkpoints carry to say that they predict velocities, and from pure noise."""
+
+OPTIONAL = ("denoiser.sigmas", VELOCITY_MARK, ZERO_SNR_MARK)
 NAMES_SHOWN = 5
 DTYPE_NAMES = {
     "fp32": torch.float32,
@@ -79,13 +93,12 @@ def choose_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:
 def _is_optional(name: str) -> bool:
     """Whether a tensor belongs to a checkpoint but is nothing that we load."""
     ending = name.endswith(("position_ids", "logit_scale"))
-    return ending or name.startswith("model_ema.") or SCHEDULE_BUFFERS.fullmatch(name) is not None
+    return ending or name in OPTIONAL or name.startswith("model_ema.") or SCHEDULE_BUFFERS.fullmatch(name) is not None
 
 
-def _current_name(stored: str) -> str:
-    """The name of a tensor in today's files: older ones lack `text_model.` in the text encoder's."""
-    prefix = CHECKPOINT_PREFIXES.text
-    if stored.startswith(prefix) and not stored.startswith(prefix + "text_model."):
+def _current_name(stored: str, prefix: str | None) -> str:
+    """The name of a tensor in today's files: older ones lack `text_model.` behind the `prefix` of CLIP-L."""
+    if prefix is not None and stored.startswith(prefix) and not stored.startswith(prefix + "text_model."):
         rest = stored.removeprefix(prefix)
         if rest.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
             return f"{prefix}text_model.{rest}"
@@ -104,6 +117,7 @@ def _some(names: Iterable[str]) -> str:
 class _Plan:
     """Which stored tensor goes where: by part, name in the module → name in the file."""
 
+    prefixes: dict[str, str]
     sources: dict[str, dict[str, str]]
     shapes: dict[str, dict[str, tuple[int, ...]]]
     unexpected: tuple[str, ...]
@@ -111,12 +125,12 @@ class _Plan:
     notes: tuple[str, ...]
 
 
-def _sort_names(file: TensorFile) -> _Plan:
-    prefixes = {"unet": CHECKPOINT_PREFIXES.unet, "vae": CHECKPOINT_PREFIXES.vae, "text": CHECKPOINT_PREFIXES.text}
+def _sort_names(file: TensorFile, layout: Layout) -> _Plan:
+    prefixes = layout.parts
     sources: dict[str, dict[str, str]] = {part: {} for part in prefixes}
     unexpected, optional, renamed = [], [], 0
     for stored in file.shapes:
-        name = _current_name(stored)
+        name = _current_name(stored, layout.clip)
         renamed += name != stored
         part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
         if _is_optional(name):
@@ -131,13 +145,38 @@ def _sort_names(file: TensorFile) -> _Plan:
     if renamed:
         notes.append(f"{renamed} tensors of the text encoder have names of the old style and were renamed")
     shapes = {part: {name: file.shapes[stored] for name, stored in names.items()} for part, names in sources.items()}
-    return _Plan(sources, shapes, tuple(unexpected), frozenset(optional), tuple(notes))
+    return _Plan(prefixes, sources, shapes, tuple(unexpected), frozenset(optional), tuple(notes))
 
 
-def _text_module(shapes: dict[str, tuple[int, ...]], described: CheckpointYaml) -> nn.Module:
+def _modules(plan: _Plan, described: CheckpointYaml) -> dict[str, nn.Module]:
+    """Each part as a module without storage."""
+    shapes = plan.shapes
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "unet": lambda: UNet(unet_config(shapes["unet"], described)),
+        "vae": lambda: VAE(vae_config(shapes["vae"])),
+        "clip": lambda: _clip_module(shapes["clip"], described),
+        "openclip": lambda: OpenClipText(openclip_config(shapes["openclip"], described)),
+    }
+    return {part: _make(builders[part]) for part in plan.prefixes}
+
+
+def _clip_module(shapes: dict[str, tuple[int, ...]], described: CheckpointYaml) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(CLIPTextConfig(**clip_config(shapes, described)))
+
+
+def _text_encoders(modules: dict[str, nn.Module], architecture: Architecture) -> list[TextEncoder]:
+    """The text encoders in the order in which their states stand side by side."""
+    if architecture == "SD1":
+        return [HFClipTextEncoder(modules["clip"])]
+    openclip = modules["openclip"]
+    assert isinstance(openclip, OpenClipText)
+    if architecture == "SDXL":
+        first = HFClipTextEncoder(modules["clip"], "lora_te1", penultimate=True)
+        return [first, OpenClipTextEncoder(openclip, "lora_te2", pools=True)]
+    whole = (openclip.config.width, openclip.config.layers) != (SD2_TEXT.width, SD2_TEXT.layers - 1)
+    return [OpenClipTextEncoder(openclip, penultimate=whole)]
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -154,7 +193,7 @@ def _check_names(path: Path, module: nn.Module, part: str, plan: _Plan) -> tuple
     """(missing, unexpected) names of one part in full; shapes that differ raise `UserError`."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     given = plan.shapes[part]
-    prefix = getattr(CHECKPOINT_PREFIXES, part)
+    prefix = plan.prefixes[part]
     wrong = [
         f"{prefix}{name} is {given[name]}, not {shape}"
         for name, shape in wanted.items()
@@ -188,49 +227,79 @@ def _fill(
 def load_checkpoint(
     path: Path, device: torch.device, dtype: torch.dtype, hash_cache: Path | None = None
 ) -> LoadedCheckpoint:
-    """Load an SD1 checkpoint; whatever is wrong with the file raises `UserError` that says what it seems to be.
+    """Load an SD1, SD2 or SDXL checkpoint; a file that is none raises `UserError`, which says what it seems to be.
 
-    U-Net and text encoder are in `dtype`. The VAE is in fp32 always: it runs once an image, and half precision
+    U-Net and text encoders are in `dtype`. The VAE is in fp32 always: it runs once an image, and half precision
     gives it banding (bf16) or NaN (fp16). `hash_cache` is a file where the sha256 of large files are remembered.
     """
     file = open_tensor_file(path)
     refuse_other_kinds(path, file.shapes)
-    plan = _sort_names(file)
-    absent = [part for part, names in plan.sources.items() if not names]
+    architecture = architecture_of(file.shapes)
+    layout = LAYOUTS[architecture]
+    plan = _sort_names(file, layout)
+    absent = [PART_WORDS[part] for part, names in plan.sources.items() if not names]
     if absent:
-        words = {"unet": "U-Net", "vae": "VAE", "text": "text encoder"}
-        raise UserError(f"{path}: has no {' and no '.join(words[part] for part in absent)}: choose a full checkpoint.")
+        raise UserError(f"{path}: has no {' and no '.join(absent)}: choose a full checkpoint.")
     yaml_path = path.with_suffix(".yaml")
-    described = read_checkpoint_yaml(yaml_path) if yaml_path.is_file() else CheckpointYaml()
-    modules: dict[str, nn.Module] = {
-        "unet": _make(lambda: UNet(unet_config(plan.shapes["unet"], described))),
-        "vae": _make(lambda: VAE(vae_config(plan.shapes["vae"]))),
-        "text": _make(lambda: _text_module(plan.shapes["text"], described)),
-    }
+    yaml = read_checkpoint_yaml(yaml_path) if yaml_path.is_file() else None
+    described = yaml or CheckpointYaml()
+    modules = _modules(plan, described)
+    missing, unexpected = _check_all_names(path, modules, plan)
+    for part, module in modules.items():
+        _fill(module, plan.sources[part], file, device, torch.float32 if part == "vae" else dtype)
+    unet: Any = modules["unet"]
+    kind, reason = (described.prediction_type, "") if yaml else _found_prediction(file.shapes, unet, architecture)
+    schedule = NoiseSchedule.scaled_linear(described.linear_start, described.linear_end, described.timesteps)
+    checkpoint = Checkpoint(
+        unet=unet,
+        vae=modules["vae"],
+        text_encoders=_text_encoders(modules, architecture),
+        schedule=schedule.with_zero_terminal_snr() if ZERO_SNR_MARK in file.shapes else schedule,
+        architecture=architecture,
+        prediction_type=kind,
+        name=path.stem,
+        path=path,
+        sha256=cached_sha256(path, hash_cache),
+        latent_scale=layout.latent_scale if described.scale_factor is None else described.scale_factor,
+        input_channels=unet.config.in_channels,
+    )
+    notes = [*described.notes, *([reason] if reason else []), *plan.notes]
+    if unexpected:
+        notes.append(f"{len(unexpected)} tensors are not known and were left out: {_some(unexpected)}")
+    return LoadedCheckpoint(checkpoint, tuple(missing), tuple(unexpected), tuple(notes))
+
+
+def _check_all_names(path: Path, modules: dict[str, nn.Module], plan: _Plan) -> tuple[list[str], list[str]]:
+    """(missing, unexpected) names in full; UserError where the checkpoint cannot do without one."""
     missing: list[str] = []
     unexpected = list(plan.unexpected)
     for part, module in modules.items():
         part_missing, part_unexpected = _check_names(path, module, part, plan)
         missing += part_missing
         unexpected += part_unexpected
+    if "clip" in modules and "openclip" in modules and "text_projection" not in plan.sources["openclip"]:
+        missing.append(f"{plan.prefixes['openclip']}text_projection")
     lacking = [name for name in missing if not _is_optional(name)]
     if lacking:
         raise UserError(f"{path}: is not complete: {len(lacking)} tensors are missing: {_some(lacking)}.")
-    for part, module in modules.items():
-        _fill(module, plan.sources[part], file, device, torch.float32 if part == "vae" else dtype)
-    checkpoint = Checkpoint(
-        unet=modules["unet"],
-        vae=modules["vae"],
-        text_encoders=[HFClipTextEncoder(modules["text"])],
-        schedule=NoiseSchedule.scaled_linear(described.linear_start, described.linear_end, described.timesteps),
-        architecture="SD1",
-        prediction_type=described.prediction_type,
-        name=path.stem,
-        path=path,
-        sha256=cached_sha256(path, hash_cache),
-        latent_scale=described.scale_factor,
-    )
-    notes = [*described.notes, *plan.notes]
-    if unexpected:
-        notes.append(f"{len(unexpected)} tensors are not known and were left out: {_some(unexpected)}")
-    return LoadedCheckpoint(checkpoint, tuple(missing), tuple(unexpected), tuple(notes))
+    return missing, unexpected
+
+
+@torch.no_grad()
+def _found_prediction(shapes: Shapes, unet: Any, architecture: Architecture) -> tuple[PredictionType, str]:
+    """What a checkpoint without a YAML predicts, and how that was found.
+
+    SDXL files may carry a mark. SD2's are alike; as in the WebUI, what the U-Net makes of a constant at the last
+    timestep tells: a velocity there is the latents' opposite, the noise is not.
+    """
+    if VELOCITY_MARK in shapes:
+        return "v_prediction", f"the file is marked ({VELOCITY_MARK}) as one that predicts the velocity"
+    if architecture != "SD2":
+        return "epsilon", ""
+    weight = next(unet.parameters())
+    latents = torch.full((1, unet.config.in_channels, 8, 8), 0.5).to(weight)
+    context = torch.full((1, 2, unet.config.context_dim), 0.5).to(weight)
+    predicted = unet(latents, torch.tensor([999], device=weight.device), context)
+    if float((predicted - latents[:, : predicted.shape[1]]).float().mean()) < -1:
+        return "v_prediction", "the U-Net was tried and predicts the velocity; a YAML beside the file would decide"
+    return "epsilon", "the U-Net was tried and predicts the noise; a YAML beside the file would decide"
