@@ -9,6 +9,7 @@ from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, TextEncoder
 from lora_ext.checkpoint.text.openclip import OpenClipTextEncoder
+from lora_ext.checkpoint.weight_views import WeightView, weight_view
 
 UNET_PREFIX = "lora_unet"
 
@@ -143,10 +144,10 @@ def _diffusers_name(path: str, unet: nn.Module, blocks: dict[str, str]) -> str |
     return f"{blocks[block]}.conv" if kind != "attentions" else f"{blocks[block]}.{rest}"
 
 
-def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, nn.Parameter]:
+def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, WeightView]:
     """Key in a network file → weight, of every module of the checkpoint that networks may change."""
     trees: list[tuple[nn.Module, dict[str, str]]] = [
         (checkpoint.unet, unet_module_names(checkpoint.unet, checkpoint.architecture))
     ]
     trees += [(encoder.module, text_module_names(encoder)) for encoder in checkpoint.text_encoders]
-    return {key: root.get_parameter(f"{path}.weight") for root, names in trees for key, path in names.items()}
+    return {key: weight_view(root, path) for root, names in trees for key, path in names.items()}

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lora_ext.checkpoint.backups import Backups
+
 TRAINING = "training"
 """The owner of the weights while a network is trained on them."""
 
-Delta = Callable[[], Tensor]
-"""Makes ΔW of one parameter when it is needed: fp32, with the parameter's number of elements, on its device."""
 
+class Patch(Protocol):
+    """What becomes of one parameter. Patches that are equal (==) make the same of it."""
 
-@runtime_checkable
-class FusedDelta(Protocol):
-    """A `Delta` that can also write W₀ + ΔW itself, without ΔW ever being a tensor of its own."""
+    def write(self, base: Tensor, out: Tensor) -> None:
+        """Write the changed weight to `out`: computed in fp32 from the untouched `base`, rounded once to its dtype.
 
-    def __call__(self) -> Tensor:
-        """ΔW, as any `Delta` makes it."""
-        ...
-
-    def add_to(self, base: Tensor, out: Tensor) -> None:
-        """Write base + ΔW to `out`, both fp32 and contiguous in the parameter's shape; they may be the same tensor.
-
-        Whoever makes it has seen to it that the sizes fit.
+        Both have the parameter's shape, dtype and device; they may be the same tensor. Raises ValueError where the
+        change is of another size.
         """
         ...
 
@@ -35,12 +30,13 @@ class FusedDelta(Protocol):
 class PatchLedger:
     """Backs up, patches and restores parameters, for one owner at a time.
 
-    Only parameters that are patched are backed up, in main memory. Whoever calls holds the host's lock: the ledger is
-    not made for several threads at once.
+    Only parameters that are patched are backed up. Whoever calls holds the host's lock: the ledger is not made for
+    several threads at once.
     """
 
     def __init__(self) -> None:
-        self._originals: dict[nn.Parameter, Tensor] = {}
+        self._originals = Backups()
+        self._patches: dict[nn.Parameter, Patch] = {}
         self._owner: str | None = None
         self._exclusive: str | None = None
         self._revision = 0
@@ -61,22 +57,24 @@ class PatchLedger:
         return self._revision
 
     @torch.no_grad()
-    def patch(self, owner: str, deltas: Mapping[nn.Parameter, Delta]) -> None:
-        """Set the whole state: each parameter in `deltas` becomes round(W₀ + Δ), every other one W₀ bit for bit.
+    def patch(self, owner: str, patches: Mapping[nn.Parameter, Patch]) -> None:
+        """Set the whole state: each parameter in `patches` becomes what its patch makes of W₀, every other one W₀ bit
+        for bit; one that has an equal patch already is not touched.
 
-        The sum is made in fp32 and rounded once to the parameter's dtype. After an exception everything is W₀.
-        Raises RuntimeError where someone else has patches in the weights or has them exclusively, ValueError where a
-        delta does not have its parameter's number of elements.
+        After an exception everything is W₀. Raises RuntimeError where someone else has patches in the weights or has
+        them exclusively.
         """
         self._refuse_others(owner)
         self._revision += 1
         self._owner = owner
+        self._originals.begin()
         try:
-            for parameter in [each for each in self._originals if each not in deltas]:
-                parameter.copy_(self._originals[parameter])
-                del self._originals[parameter]
-            for parameter, delta in deltas.items():
-                self._patch_one(parameter, delta)
+            for parameter in self._originals:
+                if parameter not in patches:
+                    self._originals.put_back(parameter)
+                    self._patches.pop(parameter, None)
+            for parameter, patch in patches.items():
+                self._patch_one(parameter, patch)
         except BaseException:
             self._restore_all()
             raise
@@ -107,6 +105,7 @@ class PatchLedger:
     def forget(self) -> None:
         """Drop all backups without restoring: other weights were loaded into the same parameters."""
         self._originals.clear()
+        self._patches.clear()
         self._owner = None
         self._revision += 1
 
@@ -115,27 +114,20 @@ class PatchLedger:
             if other is not None and other != owner:
                 raise RuntimeError(f"{owner} cannot change weights while {other} has changed or borrowed them")
 
-    def _patch_one(self, parameter: nn.Parameter, delta: Delta) -> None:
-        original = self._originals.get(parameter)
-        base = parameter.detach() if original is None else original.to(parameter.device)
-        fits = base.dtype == torch.float32 and base.is_contiguous() and parameter.is_contiguous()
-        if fits and isinstance(delta, FusedDelta):
-            if original is None:
-                self._originals[parameter] = base.to("cpu", copy=True)
-            delta.add_to(base, parameter.detach())
+    def _patch_one(self, parameter: nn.Parameter, patch: Patch) -> None:
+        if self._patches.get(parameter) == patch:
             return
-        change = delta()
-        if change.numel() != base.numel():
-            raise ValueError(f"a delta of shape {tuple(change.shape)} for a weight of shape {tuple(base.shape)}")
-        change = change.to(base.device, torch.float32).reshape(base.shape)
-        if original is None:
-            self._originals[parameter] = base.to("cpu", copy=True)
-        torch.add(base.float(), change, out=parameter.detach())  # rounded as it is stored, without another copy
+        untouched = parameter not in self._originals
+        if untouched:
+            self._originals.keep(parameter)
+        self._patches.pop(parameter, None)
+        patch.write(parameter.detach() if untouched else self._originals.base(parameter), parameter.detach())
+        self._patches[parameter] = patch
 
     @torch.no_grad()
     def _restore_all(self) -> None:
-        for parameter, original in self._originals.items():
-            parameter.copy_(original)
+        for parameter in self._originals:
+            self._originals.put_back(parameter)
+        self._patches.clear()
         self._revision += 1
-        self._originals.clear()
         self._owner = None

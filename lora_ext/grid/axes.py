@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_ext.grid.values import Epoch, format_number
+from lora_ext.grid.values import format_number
+from lora_ext.networks.library import Epoch, epoch_file
 from lora_ext.protocols import UserError
 
 _EPOCH_SUFFIX = re.compile(r"-(?:\d{6}|step\d{8})$")
@@ -134,13 +135,7 @@ def network_file(choice: NetworkChoice, library: EpochFiles) -> Path | None:
     files = library.epochs_of(choice.network)
     if not files:
         raise _no_network(choice.network, library)
-    if choice.epoch == "last":
-        return files[-1][1]
-    matching = [path for epoch, path in files if epoch == choice.epoch]
-    if not matching:
-        there = ", ".join(str(epoch) for epoch, _ in files if epoch is not None) or "none with a number"
-        raise UserError(f"{choice.network} has no file of epoch {choice.epoch}: there are {there}, and last")
-    return matching[-1]
+    return epoch_file(choice.network, choice.epoch, files)
 
 
 def _no_network(name: str, library: EpochFiles) -> UserError:

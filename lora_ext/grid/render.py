@@ -23,7 +23,7 @@ from lora_ext.grid.axes import (
 )
 from lora_ext.grid.drawing import draw_grid
 from lora_ext.grid.png import infotext_chunk
-from lora_ext.grid.values import Epoch
+from lora_ext.networks.library import Epoch
 from lora_ext.protocols import GenerateRequest, ImageGenerator, Progress, UserError
 
 

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
+from lora_ext.networks.library import Epoch
 from lora_ext.protocols import UserError
-
-Epoch = int | Literal["last"]
-"""An epoch's number, or the last one, whatever its number is."""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*({_NUMBER})\s*\)|\[\s*(\d+)\s*\])?")

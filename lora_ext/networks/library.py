@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lora_ext.networks.file import NetworkHeader, scan_network
 from lora_ext.protocols import UserError
@@ -13,6 +14,10 @@ from lora_ext.protocols import UserError
 Identity = tuple[Path, int, int]
 """Path, mtime in ns, size in bytes: a file that was written anew is another one."""
 
+Epoch = int | Literal["last"]
+"""An epoch's number, or the last one, whatever its number is."""
+
+_EPOCH_SUFFIX = re.compile(r"-\d{6}$")
 _READ = ".safetensors"
 _KNOWN = (_READ, ".pt", ".ckpt")
 
@@ -49,13 +54,16 @@ class NetworkLibrary:
         """Whether the name stands for a live file."""
         return name in self._live
 
-    def find(self, name: str) -> Path | None:
+    def find(self, name: str, epoch: Epoch | None = None) -> Path | None:
         """The live file of this name, or else the file of this stem, of this stem in other letter case, or of this
-        `ss_output_name`.
+        `ss_output_name`; with `epoch`, the file of that epoch of the run that such a file belongs to.
 
         Earlier folders come first. An `ss_output_name` that several files share stands for none of them. Files that
-        cannot be applied (`.pt`, `.ckpt`) are found too, so that reading them can say so.
+        cannot be applied (`.pt`, `.ckpt`) are found too, so that reading them can say so. Raises UserError where the
+        run has no file of that epoch.
         """
+        if epoch is not None:
+            return self._find_epoch(name, epoch)
         live = self._live.get(name)
         if live is not None:
             return live
@@ -66,6 +74,13 @@ class NetworkLibrary:
                     return path
         aliased = [path for path in files if self.alias(path) == name]
         return aliased[0] if len(aliased) == 1 else None
+
+    def _find_epoch(self, name: str, epoch: Epoch) -> Path | None:
+        files = self.epochs_of(_EPOCH_SUFFIX.sub("", name))
+        if not files:
+            path = self.find(name)  # what a file calls itself, or another letter case
+            files = self.epochs_of(_EPOCH_SUFFIX.sub("", path.stem)) if path is not None else []
+        return epoch_file(name, epoch, files) if files else None
 
     def names(self) -> list[str]:
         """Stems of all files that can be read, sorted."""
@@ -129,6 +144,17 @@ class NetworkLibrary:
         runs = {path: (_started(known), known.get("ss_session_id")) for path, known in metadata.items()}
         latest = max((run for run in runs.values() if run[1]), default=None, key=lambda run: run[0])
         return [(number, path) for number, path in found if latest is None or runs[path] == latest or not runs[path][1]]
+
+
+def epoch_file(name: str, epoch: Epoch, files: Sequence[tuple[int | None, Path]]) -> Path:
+    """The file of one epoch among a run's, which are in order, the last file last; UserError where there is none."""
+    if epoch == "last":
+        return files[-1][1]
+    matching = [path for number, path in files if number == epoch]
+    if not matching:
+        there = ", ".join(str(number) for number, _ in files if number is not None) or "none with a number"
+        raise UserError(f"{name} has no file of epoch {epoch}: there are {there}, and last")
+    return matching[-1]
 
 
 def _started(metadata: dict[str, str]) -> float:

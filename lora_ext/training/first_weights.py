@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,15 +12,17 @@ from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
-from lora_ext.checkpoint.patches import TRAINING, Delta
+from lora_ext.checkpoint.patches import TRAINING
 from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.config.run_rules import base_networks
 from lora_ext.networks.file import NetworkFile, model_hash, read_network
 from lora_ext.networks.library import NetworkLibrary
+from lora_ext.networks.matching import match
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, find_targets
-from lora_ext.networks.weight_delta import low_rank_factors, weight_delta
+from lora_ext.networks.weight_delta import module_delta
+from lora_ext.networks.weight_patch import Share, WeightPatch, patches_of
 from lora_ext.protocols import UserError
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -152,47 +153,33 @@ def merged(checkpoint: Checkpoint, networks: Sequence[BaseNetwork]) -> Iterator[
     if not networks:
         yield
         return
-    checkpoint.ledger.patch(TRAINING, _deltas(checkpoint, networks))
+    checkpoint.ledger.patch(TRAINING, _patches(checkpoint, networks))
     try:
         yield
     finally:
         checkpoint.ledger.restore(TRAINING)
 
 
-def _deltas(checkpoint: Checkpoint, networks: Sequence[BaseNetwork]) -> dict[nn.Parameter, Delta]:
-    parameters = checkpoint_weights(checkpoint)
-    shares: dict[nn.Parameter, list[tuple[Mapping[str, Tensor], float]]] = {}
-    for network in networks:
-        unknown = [key for key in network.file.modules if key not in parameters]
-        if unknown:
+def _patches(checkpoint: Checkpoint, networks: Sequence[BaseNetwork]) -> dict[nn.Parameter, WeightPatch]:
+    weights = checkpoint_weights(checkpoint)
+    shares: list[Share] = []
+    for place, network in enumerate(networks):
+        setting = f"base_weights = {network.file.path.name}"
+        modules = {key: module_delta(tensors) for key, tensors in network.file.modules.items()}
+        try:
+            matched = match(modules, weights, checkpoint)
+        except UserError as error:
+            raise UserError(f"{setting}: {error}") from error
+        if matched.unmatched:
             raise UserError(
-                f"base_weights = {network.file.path.name}: it has {_count(unknown)} that {checkpoint.name} lacks "
-                f"({', '.join(unknown[:3])}): it is for another kind of checkpoint"
+                f"{setting}: it has {_count(matched.unmatched)} that {checkpoint.name} lacks "
+                f"({', '.join(matched.unmatched[:3])}): it is for another kind of checkpoint"
             )
-        for key, tensors in network.file.modules.items():
-            _check_size(network, key, parameters[key])
-            shares.setdefault(parameters[key], []).append((tensors, network.multiplier))
-    return {parameter: _sum_of(parts, parameter.device) for parameter, parts in shares.items()}
-
-
-def _check_size(network: BaseNetwork, key: str, weight: nn.Parameter) -> None:
-    shape = low_rank_factors(network.file.modules[key]).shape
-    if math.prod(shape) != weight.numel():
-        raise UserError(
-            f"base_weights = {network.file.path.name}: {key} is {shape} instead of {tuple(weight.shape)}: it is for "
-            "another kind of checkpoint"
-        )
-
-
-def _sum_of(parts: Sequence[tuple[Mapping[str, Tensor], float]], device: torch.device) -> Delta:
-    def delta() -> Tensor:
-        deltas = [
-            weight_delta({name: tensor.to(device) for name, tensor in tensors.items()}).flatten() * multiplier
-            for tensors, multiplier in parts
+        shares += [
+            Share((place, key), network.multiplier, None, view, modules[key], parameter)
+            for (key, parameter), view in matched.views.items()
         ]
-        return torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
-
-    return delta
+    return patches_of(shares)
 
 
 def _alpha(tensors: Mapping[str, Tensor], key: str, rank: int) -> float:

@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_ext.apply import active as active_module
-from lora_ext.apply.active import ActiveNetworks, checkpoint_weights
+from lora_ext.apply import loaded_files
+from lora_ext.apply.active import ActiveNetworks
+from lora_ext.apply.loaded_files import LoadedFiles
 from lora_ext.apply.tags import LoraTag, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.config.groups import NetworkSettings
+from lora_ext.networks import weight_patch
 from lora_ext.networks.file import read_network, write_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.networks.network import Network
@@ -27,14 +30,20 @@ CONVOLUTION = "lora_unet_down_blocks_1_resnets_0_conv1"
 TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 
 
+def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The checkpoint's weights by key in a network file, in their own memory."""
+    return {key: view.detach() for key, view in checkpoint_weights(checkpoint).items()}
+
+
 class Setup:
     """A checkpoint, a folder of networks, and what puts the one into the other."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         self.checkpoint, self.folder = checkpoint, folder
         self.ledger = PatchLedger()
-        self.active = ActiveNetworks(checkpoint, self.ledger, NetworkLibrary([folder]))
-        self.weights = checkpoint_weights(checkpoint)
+        self.files = LoadedFiles()
+        self.active = ActiveNetworks(checkpoint, self.ledger, NetworkLibrary([folder]), self.files)
+        self.weights = weights_of(checkpoint)
         self.base = self.state()
 
     def write(self, name: str, keys: tuple[str, ...] = (LINEAR, TEXT), rank: int = 4, seed: int = 0) -> Path:
@@ -93,7 +102,7 @@ def test_several_networks_and_the_same_name_twice_add_up(setup: Setup) -> None:
 @pytest.mark.parametrize("block", [1, 200, 1000])
 def test_large_weights_are_changed_block_by_block(setup: Setup, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """In whatever blocks: less than a row, some rows with a rest, and a second time from what was backed up."""
-    monkeypatch.setattr(active_module, "_BLOCK", block)
+    monkeypatch.setattr(weight_patch, "_BLOCK", block)
     setup.write("cat", (LINEAR, POINTWISE, CONVOLUTION, TEXT))
     for multiplier in (0.5, 0.75):
         assert setup.activate(f"<lora:cat:{multiplier}>") == []
@@ -101,14 +110,14 @@ def test_large_weights_are_changed_block_by_block(setup: Setup, monkeypatch: pyt
             setup.check(key, multiplier * setup.delta("cat", key))
 
 
-def test_order_does_not_matter_beyond_rounding(setup: Setup) -> None:
+def test_order_does_not_matter(setup: Setup) -> None:
     setup.write("cat", seed=1)
     setup.write("dog", seed=2)
     setup.activate("<lora:cat:0.5> <lora:dog:0.3>")
     first = setup.state()
+    setup.active.deactivate()
     setup.activate("<lora:dog:0.3> <lora:cat:0.5>")
-    for key, weight in setup.state().items():
-        torch.testing.assert_close(weight, first[key], rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(weight, first[key]) for key, weight in setup.state().items())
 
 
 @pytest.mark.parametrize("prompt", ["", "<lora:cat:0>", "<lora:cat:1> <lora:cat:-1>", "<lora:cat:0:0>"])
@@ -148,6 +157,44 @@ def test_the_first_ranks_alone(setup: Setup) -> None:
     setup.check(LINEAR, 0.5 * up[:, :2] @ down[:2])
 
 
+def test_weights_by_block(setup: Setup) -> None:
+    """MIDD leaves the convolution of IN04 out; a list multiplies each block, the text encoder with its first number."""
+    setup.write("cat", (LINEAR, POINTWISE, CONVOLUTION, TEXT))
+    assert setup.activate("<lora:cat:0.5:lbw=MIDD>") == []
+    assert setup.changed() == {LINEAR, POINTWISE, TEXT}
+    numbers = ["0"] * 26
+    numbers[0], numbers[5], numbers[13] = "0.5", "-1", "2"
+    assert setup.activate(f"<lora:cat:0.5:lbw={','.join(numbers)}>") == []
+    setup.check(TEXT, 0.25 * setup.delta("cat", TEXT))
+    setup.check(CONVOLUTION, -0.5 * setup.delta("cat", CONVOLUTION))
+    setup.check(LINEAR, setup.delta("cat", LINEAR))
+    assert setup.activate("<lora:cat:1:lbw=INS><lora:cat:0.5:lbw=MIDD>") == []
+    setup.check(TEXT, 1.5 * setup.delta("cat", TEXT))
+    setup.check(CONVOLUTION, setup.delta("cat", CONVOLUTION))
+    setup.check(LINEAR, 0.5 * setup.delta("cat", LINEAR))
+
+
+def test_weights_by_block_of_another_kind_of_checkpoint_are_told(setup: Setup) -> None:
+    setup.write("cat")
+    setup.write("dog", (CONVOLUTION,))
+    (message,) = setup.activate(f"<lora:cat:1:lbw={','.join('1' * 12)}><lora:dog:1>")
+    assert message.startswith("cat is left out: lbw=1,1,1,1,1,1,1,1,1,1,1,1 is not for SD1 checkpoints")
+    assert setup.changed() == {CONVOLUTION}
+
+
+def test_an_epoch_of_a_run(setup: Setup) -> None:
+    setup.write("cat-000001", seed=1)
+    setup.write("cat", seed=2)
+    assert setup.activate("<lora:cat:1:epoch=1>") == []
+    setup.check(LINEAR, setup.delta("cat-000001", LINEAR))
+    assert set(setup.active.hashes()) == {"cat-000001"}
+    assert setup.activate("<lora:cat:1:epoch=last>") == []
+    setup.check(LINEAR, setup.delta("cat", LINEAR))
+    (message,) = setup.activate("<lora:cat:1:epoch=5>")
+    assert message == "<lora:cat:1:epoch=5>: cat has no file of epoch 5: there are 1, and last"
+    assert setup.changed() == set()
+
+
 def test_unknown_names_are_told_and_the_others_applied(setup: Setup) -> None:
     setup.write("cat")
     messages = setup.activate("<lora:bird:1> <lora:cat:1> <lora:bird:1>")
@@ -156,14 +203,18 @@ def test_unknown_names_are_told_and_the_others_applied(setup: Setup) -> None:
     assert setup.activate("<lora:bird:1> <lora:cat:1>") == messages
 
 
-@pytest.mark.parametrize("suffix", ["hada_w1_a", "lokr_w1", "dora_scale", "diff"])
-def test_files_of_other_kinds_are_told_and_left_out(setup: Setup, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "reason"), [
+    ("hada_w1_a", f"{POINTWISE}: tensors hada_w1_a belong to a kind of network that cannot be applied"),
+    ("mystery", f"{POINTWISE}: tensors mystery belong to a kind of network that cannot be applied"),
+    ("dora_scale", f"{POINTWISE}: dora_scale has 3 lengths for"),
+])  # fmt: skip
+def test_files_that_cannot_be_applied_are_told_and_left_out(setup: Setup, suffix: str, reason: str) -> None:
     setup.write("cat", (TEXT,))
     path = setup.write("other", (LINEAR, POINTWISE))
     tensors = read_network(path).tensors
-    write_network(path, {**tensors, f"{POINTWISE}.{suffix}": torch.ones(2, 2)}, {}, "fp16")
+    write_network(path, {**tensors, f"{POINTWISE}.{suffix}": torch.ones(3, 1)}, {}, "fp16")
     (message,) = setup.activate("<lora:other:1> <lora:cat:1>")
-    assert message.startswith(f"other is left out: {POINTWISE}: tensors {suffix} belong to a kind of network")
+    assert message.startswith(f"other is left out: {reason}")
     assert setup.changed() == {TEXT}
     assert set(setup.active.hashes()) == {"cat"}
     assert setup.activate("<lora:other:1> <lora:cat:1>") == [message]
@@ -228,7 +279,7 @@ def test_what_is_in_place_is_not_touched(setup: Setup, monkeypatch: pytest.Monke
     setup.write("cat")
     setup.activate("<lora:cat:1>")
     revision = setup.ledger.revision
-    monkeypatch.setattr(active_module, "read_network", None)
+    monkeypatch.setattr(loaded_files, "read_network", None)
     setup.activate("a photo <lora:cat:1>")
     assert setup.ledger.revision == revision
     setup.activate("<lora:cat:0.5>")  # the file is in memory still
@@ -248,16 +299,22 @@ def test_it_is_applied_again_after_someone_else_had_the_weights(setup: Setup) ->
     assert all(torch.equal(weight, applied[key]) for key, weight in setup.state().items())
 
 
-def test_few_files_stay_in_memory(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active_module, "FILES_IN_MEMORY", 2)
+def test_files_stay_in_memory_up_to_a_limit(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides those of the prompt."""
     read: list[str] = []
-    original = active_module.read_network
-    monkeypatch.setattr(active_module, "read_network", lambda path: (read.append(path.stem), original(path))[1])
-    for name in "abc":
-        setup.write(name)
-    for name in "abbcba":
-        setup.activate(f"<lora:{name}:1>")
-    assert read == ["a", "b", "c", "a"]
+    original = loaded_files.read_network
+    monkeypatch.setattr(loaded_files, "read_network", lambda path: (read.append(path.stem), original(path))[1])
+    for name in "abcd":
+        size = sum(tensor.nbytes for tensor in read_network(setup.write(name)).tensors.values())
+    setup.files.memory_limit = 2 * size
+    for names in ("a", "b", "c", "a", "d", "b"):
+        setup.activate(f"<lora:{names}:1>")
+    assert read == ["a", "b", "c", "d", "b"]  # d drops b
+    setup.files.memory_limit = 0
+    read.clear()
+    for names in ("ac", "ac", "a", "ca", ""):
+        setup.activate(" ".join(f"<lora:{name}:1>" for name in names))
+    assert read == ["c", "c"]
 
 
 def test_hashes_for_the_infotext(setup: Setup) -> None:
@@ -305,7 +362,7 @@ def test_applied_weights_do_what_the_network_in_training_does(setup: Setup) -> N
 def test_half_precision_weights_are_the_rounded_exact_ones(setup: Setup, dtype: torch.dtype) -> None:
     """Two networks sum in fp32 before the one rounding."""
     setup.checkpoint.unet.to(dtype)
-    setup.weights = checkpoint_weights(setup.checkpoint)
+    setup.weights = weights_of(setup.checkpoint)
     base = setup.weights[LINEAR].detach().double()
     setup.write("cat", (LINEAR,), seed=1)
     setup.write("dog", (LINEAR,), seed=2)

@@ -10,6 +10,7 @@ import torch
 from lora_ext.networks import library as library_module
 from lora_ext.networks.file import write_network
 from lora_ext.networks.library import NetworkLibrary
+from lora_ext.protocols import UserError
 
 
 def write(path: Path, **metadata: str) -> Path:
@@ -135,3 +136,17 @@ def test_a_live_file_goes_by_its_name_for_a_while(tmp_path: Path) -> None:
     library.set_live("never-there", None)
     assert library.find("cat-live") == ordinary and not library.is_live("cat-live")
     assert library.find("paused") is None
+
+
+def test_the_file_of_an_epoch(tmp_path: Path) -> None:
+    """By the run's name, by an epoch's own name (pasted infotexts have it), and by what training called it."""
+    started = {"training_started_at": "1", "session_id": "1"}
+    first = write(tmp_path / "cat-000001.safetensors", **started, epoch="1")
+    last = write(tmp_path / "cat.safetensors", **started, epoch="2", output_name="my cat")
+    library = NetworkLibrary([tmp_path])
+    for name in ("cat", "cat-000001", "my cat"):
+        assert library.find(name, 1) == first
+        assert library.find(name, 2) == library.find(name, "last") == last
+    assert library.find("dog", 1) is None
+    with pytest.raises(UserError, match="cat has no file of epoch 3: there are 1, 2, and last"):
+        library.find("cat", 3)

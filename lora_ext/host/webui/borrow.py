@@ -12,6 +12,7 @@ from modules import call_queue, devices, lowvram, sd_hijack, sd_models, sd_unet,
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.patches import TRAINING, PatchLedger
 from lora_ext.host.webui import builtin_lora
 from lora_ext.host.webui.checkpoint_view import checkpoint_view
@@ -20,7 +21,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.random_states import random_states_kept
 
 JOB = "LoRA Workshop training"
-_LATENT_CHANNELS = 4
+_KNOWN_CHANNELS = (4, INPAINTING_CHANNELS)
 
 
 @contextmanager
@@ -75,11 +76,10 @@ def refuse_unsuitable(sd_model: Any) -> None:
             "Settings > Optimizations (networks can be used with it)"
         )
     checkpoint = checkpoint_view(sd_model)
-    channels = sd_model.model.diffusion_model.in_channels
-    if channels != _LATENT_CHANNELS:
+    if checkpoint.input_channels not in _KNOWN_CHANNELS:
         raise UserError(
-            f"{checkpoint.name} has a U-Net of {channels} input channels (inpainting or editing): load a checkpoint "
-            f"with {_LATENT_CHANNELS} to train (networks can be used with it)"
+            f"{checkpoint.name} has a U-Net of {checkpoint.input_channels} input channels (editing or depth): load "
+            "another checkpoint to train (networks can be used with it)"
         )
 
 

@@ -38,9 +38,9 @@ def checkpoint_view(sd_model: Any) -> Checkpoint:
     """
     info = sd_model.sd_checkpoint_info
     architecture = _supported_architecture(sd_model)
-    vae = sd_model.first_stage_model
+    unet, vae = sd_model.model.diffusion_model, sd_model.first_stage_model
     return Checkpoint(
-        unet=sd_model.model.diffusion_model,
+        unet=unet,
         vae=FirstStage(vae) if architecture == "SDXL" else vae,
         text_encoders=_text_encoders(sd_model, architecture),
         schedule=noise_schedule(sd_model),
@@ -51,6 +51,7 @@ def checkpoint_view(sd_model: Any) -> Checkpoint:
         sha256=info.sha256 or "",
         latent_scale=float(sd_model.scale_factor),
         vae_path=Path(sd_vae.loaded_vae_file) if sd_vae.loaded_vae_file else None,
+        input_channels=unet.in_channels,
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from lora_ext.apply.tags import LoraTag, parse_tags
 from lora_ext.grid.axes import NetworkChoice, network_file, network_names, prompt_with, tag_text
-from lora_ext.grid.values import Epoch, format_number, parse_epochs, parse_values
+from lora_ext.grid.values import format_number, parse_epochs, parse_values
 from lora_ext.host.webui.state import get_host
-from lora_ext.networks.library import NetworkLibrary
+from lora_ext.networks.library import Epoch, NetworkLibrary
 from lora_ext.protocols import UserError
 
 NETWORK, EPOCH, WEIGHT = "[LoRA] Network", "[LoRA] Epoch", "[LoRA] Weight"
