@@ -31,9 +31,9 @@ DRAWN: dict[str, Any] = {
 LEARNS = {"learning_rate": 3e-2, "save_precision": "float"}
 MANY = {**LEARNS, "max_train_epochs": 400, "save_every_n_epochs": 400}
 TAG = f"{PROMPT} <lora:{NAME}:1>"
-MODULES = {"sd2": (192, 6), "sd2-v": (192, 6), "sdxl": (192, 24)}
+MODULES = {"sd1-inpainting": (192, 12), "sd2": (192, 12), "sd2-v": (192, 12), "sdxl": (192, 30)}
 """How many sd-scripts adapts of the U-Net, and of the text encoders, whose last layer SD2 leaves out."""
-PREFIXES = {"sd2": {"lora_te"}, "sd2-v": {"lora_te"}, "sdxl": {"lora_te1", "lora_te2"}}
+PREFIXES = {"sdxl": {"lora_te1", "lora_te2"}, **dict.fromkeys(("sd1-inpainting", "sd2", "sd2-v"), {"lora_te"})}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import torch
 from modules import call_queue, devices, prompt_parser, script_callbacks, sd_models
 
 from lora_ext.checkpoint.conditioning import Frame, encode_prompts
+from lora_ext.checkpoint.inpainting import UNetInput
 from lora_ext.host.webui.plain_unet import plain_unet
 from lora_ext.host.webui.state import get_host
 
@@ -28,12 +29,13 @@ def compare(prompts, size):
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(len(prompts), 4, size[1] // 8, size[0] // 8, generator=generator)
     timesteps = torch.arange(1, 1 + len(prompts)) * 100
-    given = theirs if isinstance(theirs, dict) else {"c_crossattn": [states], "c_concat": [latents]}
+    whole = UNetInput()(checkpoint, latents)
+    given = theirs if isinstance(theirs, dict) else {"c_crossattn": [states], "c_concat": [whole[:, 4:]]}
     with devices.autocast():
         expected = model.apply_model(latents, timesteps, given)
     with plain_unet(checkpoint.unet, checkpoint.vae):
         extra = {} if vector is None else {"y": vector}
-        found["U-Net"] = _largest(checkpoint.unet(latents, timesteps, ours.context, **extra), expected)
+        found["U-Net"] = _largest(checkpoint.unet(whole, timesteps, ours.context, **extra), expected)
     pictures = torch.rand(1, 3, size[1], size[0], generator=generator) * 2 - 1
     mean, logvar = checkpoint.encode_images(pictures)
     torch.manual_seed(3)
