@@ -11,7 +11,6 @@ import yaml
 
 from lora_ext.demo.webui_export import write_text_encoder_folder
 from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, RandomKind, write_random_kind
-from lora_ext.host.standalone.vae import VAEConfig
 
 OPENCLIP = "lora-workshop-tiny"
 """Name of a small OpenCLIP in open_clip's registry, where the probe extension puts it."""
