@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.weight_views import WeightView
 from lora_ext.networks.weight_delta import ModuleDelta
 from lora_ext.protocols import UserError
 
 _NAMED = 3
-_LATENT_CHANNELS, _INPAINTING_CHANNELS = 4, 9
+_LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _fitting(delta: ModuleDelta, view: WeightView) -> WeightView | None:
     """
     if delta.fits(view.shape):
         return view
-    if view.shape[1:2] != (_INPAINTING_CHANNELS,) or view.parameter.ndim != 4:
+    if view.shape[1:2] != (INPAINTING_CHANNELS,) or view.parameter.ndim != 4:
         return None
     narrow = view.first_channels(_LATENT_CHANNELS)
     return narrow if delta.fits(narrow.shape) else None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_ext.apply.active import checkpoint_weights
+from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import write_network
 

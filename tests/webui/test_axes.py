@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_ext.apply.active import checkpoint_weights
+from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import write_network
 
