@@ -128,13 +128,13 @@ def boft(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def glora(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """W·A + B of low ranks."""
+    """W·A + B of low ranks, A = a1·a2, B = b1·b2."""
     outside, inside = weight.shape
     return {
-        "a1.weight": _random(RANK, inside, generator=generator) * 0.1,
-        "a2.weight": _random(inside, RANK, generator=generator) * 0.1,
-        "b1.weight": _random(RANK, inside, generator=generator),
-        "b2.weight": _random(outside, RANK, generator=generator) * _size(weight) / RANK**0.5,
+        "a1.weight": _random(inside, RANK, generator=generator) * 0.1,
+        "a2.weight": _random(RANK, inside, generator=generator) * 0.1,
+        "b1.weight": _random(outside, RANK, generator=generator) * _size(weight) / RANK**0.5,
+        "b2.weight": _random(RANK, inside, generator=generator),
         "alpha": torch.tensor(float(RANK)),
     }
 
@@ -142,7 +142,7 @@ def glora(weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
 def _dora(weight: Tensor, generator: torch.Generator, kept: int) -> dict[str, Tensor]:
     """LoRA with the length of each row (kept = 0) or column (1) of the weight set anew."""
     others = [axis for axis in range(weight.ndim) if axis != kept]
-    lengths = weight.norm(dim=others, keepdim=True)
+    lengths = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
     factor = 1 + 0.1 * torch.randn(lengths.shape, generator=generator)
     return {**lora(weight, generator), "dora_scale": lengths * factor}
 
