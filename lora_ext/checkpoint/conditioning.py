@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import TextEncoder
 from lora_ext.checkpoint.sinusoids import timestep_embedding
+from lora_ext.checkpoint.transfer import on_device
 
 SIZE_CHANNELS = 256
 """Sinusoids of one number of a picture's frame."""
@@ -44,7 +45,8 @@ class Conditioning:
         """SDXL's `y` (batch, projection + 1536) with the frame of each picture; None without `pooled`."""
         if self.pooled is None:
             return None
-        return torch.cat([self.pooled, frame_vectors(frames).to(self.pooled)], dim=1)
+        beside = on_device(frame_vectors(frames), self.pooled.device, self.pooled.dtype)
+        return torch.cat([self.pooled, beside], dim=1)
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:

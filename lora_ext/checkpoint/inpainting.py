@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.picture_encoder import PictureEncoder
+from lora_ext.checkpoint.transfer import on_device
 
 INPAINTING_CHANNELS = 9
 _PIXELS_PER_LATENT = 8
@@ -36,5 +37,7 @@ class UNetInput:
         """(batch, 4, h, w) -> (batch, 4 or 9, h, w)."""
         if checkpoint.input_channels != INPAINTING_CHANNELS:
             return latents
-        beside = self._beside(checkpoint, (latents.shape[2], latents.shape[3])).to(latents)
+        beside = on_device(
+            self._beside(checkpoint, (latents.shape[2], latents.shape[3])), latents.device, latents.dtype
+        )
         return torch.cat([latents, beside.expand(len(latents), -1, -1, -1)], dim=1)

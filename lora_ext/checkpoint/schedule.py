@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.transfer import on_device
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -36,7 +38,8 @@ class NoiseSchedule:
         """(√ᾱ_t, √(1−ᾱ_t)), each (batch, 1, 1, 1) in the dtype and on the device of `like`."""
         alphas = self.alphas_cumprod[timesteps.cpu()]
         shape = (-1, *([1] * (like.ndim - 1)))
-        return alphas.sqrt().to(like).reshape(shape), (1 - alphas).sqrt().to(like).reshape(shape)
+        signal, sigma = on_device(torch.stack([alphas.sqrt(), (1 - alphas).sqrt()]).to(like.dtype), like.device)
+        return signal.reshape(shape), sigma.reshape(shape)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = √ᾱ_t·x₀ + √(1−ᾱ_t)·ε; latents and noise (batch, channels, h, w), timesteps (batch,)."""

@@ -48,8 +48,8 @@ def _network(config: TrainConfig) -> Iterator[str]:
         rank, alpha = getattr(network, rank_name), getattr(network, alpha_name)
         if rank and alpha and alpha > rank:
             yield (
-                f"{alpha_name} = {alpha:g} is above {rank_name} = {rank}: the network acts {alpha / rank:.3g} times as "
-                f"strongly as it is trained, which burns quickly; set {alpha_name} to {rank / 2:g}"
+                f"{alpha_name} = {alpha:g} is above {rank_name} = {rank}: a step counts {alpha / rank:.3g} times, as "
+                f"with a higher learning rate, which burns quickly; set {alpha_name} to {rank / 2:g}"
             )
     if network.network_dim > HIGHEST_USEFUL_RANK:
         yield (

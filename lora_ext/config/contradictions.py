@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 200
 """Bytes of an output name in UTF-8; a file's whole name may have 255, and a state that is being written 36 more."""
+
+
+_RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 
 
 def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]:
@@ -60,6 +64,11 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
         yield (
             ("output_name",),
             f'output_name = {saving.output_name!r}: names of files and tags cannot hold any of < > : " / \\ | ? * ,',
+        )
+    if _RESERVED.fullmatch(saving.output_name.partition(".")[0].strip()):
+        yield (
+            ("output_name",),
+            f"output_name = {saving.output_name!r}: Windows keeps this name for a device; add something to it",
         )
     if len(saving.output_name.encode("utf-8")) > LONGEST_NAME:
         yield (

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import Frame
 from lora_ext.checkpoint.picture_encoder import PictureEncoder, vae_file
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.buckets import Size, choose_bucket
 from lora_ext.dataset.captions import caption_version, is_dropped, longest_captions, process_caption
 from lora_ext.dataset.folders import DatasetScan, Member
-from lora_ext.dataset.latents import Latents
+from lora_ext.dataset.latents import Latents, Loaded
 from lora_ext.dataset.masks import masks_of
 from lora_ext.dataset.options import SubsetOptions
 from lora_ext.dataset.pictures import Picture
@@ -35,7 +36,8 @@ class Batch:
 
     latents (batch, 4, h/8, w/8), scaled for the U-Net, fp32 on the CPU; loss_weights (batch,); masks
     (batch, 1, h/8, w/8) in 0…1, or None where all of each picture counts. `sizes` are the training sizes
-    (width, height) in pixels, `entries` the pictures' places in the scan, `is_reg` tells regularisation pictures.
+    (width, height) in pixels, `frames` what SDXL is told of each picture, `entries` the pictures' places in the scan,
+    `is_reg` tells regularisation pictures.
     """
 
     latents: Tensor
@@ -44,6 +46,7 @@ class Batch:
     sizes: list[Size]
     entries: list[int] = field(default_factory=list)
     is_reg: list[bool] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
     masks: Tensor | None = None
 
 
@@ -130,10 +133,10 @@ class ImageDataset:
         counts = count_steps(self.config.learning, self.batches_per_epoch)
         before = (epoch - 1) * counts.updates_per_epoch
         order = self.epoch_order(epoch)[skip:]
-        for number, (latents, masks) in enumerate(self.latents.batches(order)):
+        for number, (latents, loaded) in enumerate(self.latents.batches(order)):
             step = before + (skip + number) // self.config.learning.gradient_accumulation_steps
             captions = [self._caption(each, step, counts.total_steps) for each in order[number]]
-            yield self._batch(order[number], captions, latents * self.latents.encoder.latent_scale, masks)
+            yield self._batch(loaded, captions, latents * self.latents.encoder.latent_scale)
 
     def epoch_order(self, epoch: int) -> list[list[Occurrence]]:
         """Which pictures the batches of an epoch hold; buckets and datasets never mix."""
@@ -146,10 +149,8 @@ class ImageDataset:
         rng = random.Random(derived_seed(self.config.learning.seed, epoch))
         return epoch_batches([(groups[key], sizes[key[0]]) for key in sorted(groups)], rng)
 
-    def _batch(
-        self, occurrences: Sequence[Occurrence], captions: list[str], latents: Tensor, masks: Tensor | None
-    ) -> Batch:
-        items = [self._items[each.picture] for each in occurrences]
+    def _batch(self, loaded: Loaded, captions: list[str], latents: Tensor) -> Batch:
+        items = [self._items[each.picture] for each in loaded.occurrences]
         reg = [item.member.subset.is_reg for item in items]
         weights = [self.config.dataset.prior_loss_weight if each else 1.0 for each in reg]
         return Batch(
@@ -157,9 +158,10 @@ class ImageDataset:
             captions=captions,
             loss_weights=torch.tensor(weights),
             sizes=[item.picture.bucket.size for item in items],
-            entries=[each.picture for each in occurrences],
+            entries=[each.picture for each in loaded.occurrences],
             is_reg=reg,
-            masks=masks,
+            frames=[item.picture.frame(view) for item, view in zip(items, loaded.views, strict=True)],
+            masks=loaded.masks,
         )
 
     def _caption(self, occurrence: Occurrence, step: int, total_steps: int) -> str:

@@ -27,7 +27,9 @@ _FLIPPED, _ANEW = 1, 2
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch of pictures, read: what is shown of each, its image (3, h, w) where it has to be encoded, the masks."""
+    """A batch of pictures, read: what is shown of each, its image (3, h, w) where it has to be encoded, the masks
+    (batch, 1, h/8, w/8), None where no picture has one.
+    """
 
     occurrences: Sequence[Occurrence]
     views: Sequence[View]
@@ -94,14 +96,14 @@ class Latents:
             [self._kept[each.picture, view.flipped] if image is None else next(anew) for each, view, image in shown]
         )
 
-    def batches(self, order: Sequence[Sequence[Occurrence]]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Latents (batch, 4, h/8, w/8) of each batch, and masks (batch, 1, h/8, w/8), None where no picture has one.
+    def batches(self, order: Sequence[Sequence[Occurrence]]) -> Iterator[tuple[Tensor, Loaded]]:
+        """Latents (batch, 4, h/8, w/8) of each batch, and what else was read of it.
 
         Where pictures are read, those of the next batch are read while one is trained.
         """
         reads = len(self._kept) < sum(len(picture.sides) for picture in self._pictures.values())
         for loaded in read_ahead(self.load, order) if reads else map(self.load, order):
-            yield self(loaded), loaded.masks
+            yield self(loaded), loaded
 
     def _read(self, picture: Picture, files: LatentFiles) -> bool:
         """Take a picture's latents from files; False where one of them is not there."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from lora_ext.checkpoint.conditioning import Frame
 from lora_ext.dataset.buckets import Bucket, Size
 from lora_ext.dataset.options import SubsetOptions
 from lora_ext.dataset.seeds import Occurrence
@@ -54,3 +55,10 @@ class Picture:
     def view(self, occurrence: Occurrence, seed: int) -> View:
         """What is shown of it this time."""
         return draw_view(self.original, self.bucket, self.options, self.face, occurrence.random(seed, "view"))
+
+    def frame(self, view: View) -> Frame:
+        """What SDXL is told of the picture as it is shown; mirrored, what was cut off at the right is at the left."""
+        left, top = view.corner
+        if view.flipped:
+            left = view.resized[0] - view.size[0] - left
+        return Frame(self.original, (left, top), view.size)

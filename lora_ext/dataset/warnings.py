@@ -195,9 +195,10 @@ def _balance(inspected: Inspected) -> Iterator[str]:
         pictures = [member for member in inspected.members if member.subset.terms.dataset == number]
         batch, total = pictures[0].subset.sizing.batch_size, len(pictures)
         if batch > 1 and batch * 3 >= total:
+            fitting = max(1, (total - 1) // 3)
             yield (
                 f"train_batch_size = {batch} is large for {total} pictures: an epoch has few updates, and most see the "
-                f"same pictures; set train_batch_size to {max(1, (total - 1) // 3)} or less"
+                f"same pictures; set train_batch_size to {f'{fitting} or less' if fitting > 1 else '1'}"
             )
     trained = [subset for subset in inspected.scan.subsets if not subset.is_reg and subset.images]
     shares = sorted((subset.repeats * len(subset.images), subset.name) for subset in trained)

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 _HAS_DEVICES = hasattr(torch, "get_autocast_dtype")  # from torch 2.4 on autocast is asked for by device
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether the module's forward is torch's own linear layer, and nothing was put over it."""
+def is_untouched(module: nn.Module) -> bool:
+    """Whether the module's forward is torch's own linear layer or convolution, and nothing was put over it."""
     return (
-        isinstance(module, nn.Linear)
-        and type(module).forward.__module__ == "torch.nn.modules.linear"
+        isinstance(module, nn.Linear | nn.Conv2d)
+        and getattr(module, "padding_mode", "zeros") == "zeros"
+        and type(module).forward.__module__ in ("torch.nn.modules.linear", "torch.nn.modules.conv")
         and "forward" not in module.__dict__
     )
 
@@ -28,7 +29,7 @@ def can_fuse(x: Tensor, *weights: Tensor) -> bool:
     """Whether all is fp32 on a processor, and stays so."""
     return (
         all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *weights))
-        and not _autocasts()
+        and not autocasts("cpu")
     )
 
 
@@ -41,8 +42,11 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up
     return output
 
 
-def _autocasts() -> bool:
-    return torch.is_autocast_enabled("cpu") if _HAS_DEVICES else torch.is_autocast_cpu_enabled()
+def autocasts(device_type: str) -> bool:
+    """Whether operations on this type of device are cast at the moment."""
+    if _HAS_DEVICES:
+        return torch.is_autocast_enabled(device_type)
+    return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
 
 
 class _LoraLinear(torch.autograd.Function):

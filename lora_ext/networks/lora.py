@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from lora_ext.networks.adapters.base import Adapter
 from lora_ext.networks.dropout import NO_DROPOUT, Dropout, rank_mask
-from lora_ext.networks.fused_linear import can_fuse, is_plain_linear, lora_linear
+from lora_ext.networks.fused_linear import can_fuse, lora_linear
 from lora_ext.networks.targets import Target
+from lora_ext.networks.weight_delta import exact_matmul
 
 
-class LoraAdapter(nn.Module):
+class LoraAdapter(Adapter):
     """Adds up(down(x))·alpha/rank to the output of one linear layer or convolution.
 
-    The adapted module is no child of the adapter: `parameters()` holds lora_down and lora_up only. Both are fp32 on
-    the module's device (`cast` changes that), and compute in the dtype of what they are given. `dropout` acts in train
-    mode alone.
+    `parameters()` holds lora_down and lora_up only, which compute in the dtype of what they are given. `dropout` acts
+    in train mode alone. With a form's `frozen_down` (LoRA-FA) lora_down stays as it is drawn.
     """
 
-    alpha: Tensor
+    up_factors = ("lora_up.",)
 
     def __init__(self, target: Target, generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> None:
         """Draw lora_down as sd-scripts does, from the CPU `generator`; lora_up is zero, so nothing changes at first."""
-        super().__init__()
-        self.target = target
-        self.rank = target.rank
-        self.dropout = dropout
+        super().__init__(target, dropout)
         self.lora_down, self.lora_up = _factors(target.module, target.rank)
         with torch.no_grad():
             bound = 1.0 / math.sqrt(self.lora_down.weight[0].numel())  # kaiming_uniform with a = √5 over the fan-in
@@ -40,57 +36,18 @@ class LoraAdapter(nn.Module):
         weight = target.module.weight
         assert isinstance(weight, Tensor)
         self.to(weight.device)
-        self.register_buffer("alpha", torch.tensor(float(target.alpha)))
+        self.lora_down.requires_grad_(not target.form.frozen_down)
         self.scale = target.alpha / target.rank
-        self._module_forward: Callable[[Tensor], Tensor] | None = None
-        self._overridden: Callable[[Tensor], Tensor] | None = None
-        self._installed: Callable[[Tensor], Tensor] | None = None
-        self._is_plain = False
-
-    @property
-    def attached(self) -> bool:
-        """Whether the module's forward goes through the adapter."""
-        return self._module_forward is not None
-
-    def attach(self) -> None:
-        """Put the adapter into the module's forward, on this instance alone.
-
-        It goes over the forward that is there now, with whatever programs have put into the class (the WebUI's built-in
-        Lora does); as the class is left alone, neither has to be taken off before the other.
-        """
-        if self._module_forward is not None:
-            raise RuntimeError(f"{self.target.key}: the adapter is attached already")
-        module = self.target.module
-        self._is_plain = is_plain_linear(module) and not module.weight.requires_grad
-        self._overridden = module.__dict__.get("forward")
-        self._module_forward = module.forward
-        self._installed = self.forward
-        module.__dict__["forward"] = self._installed
-
-    def detach(self) -> None:
-        """Undo `attach` exactly: the module has the forward again that it had."""
-        if self._module_forward is None:
-            raise RuntimeError(f"{self.target.key}: the adapter is not attached")
-        module = self.target.module
-        if module.__dict__.get("forward") is not self._installed:
-            raise RuntimeError(f"{self.target.key}: something else was put over the adapter: take that off first")
-        if self._overridden is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = self._overridden
-        self._module_forward = self._overridden = self._installed = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's output for x (batch, …, in) or (batch, in, h, w), and the adapter's added to it."""
-        if self._module_forward is None:
-            raise RuntimeError(f"{self.target.key}: the adapter is not attached")
+        module = self.target.module
         drops = self.training and self.dropout.active
-        if self._is_plain and not drops:
-            module = cast(nn.Linear, self.target.module)
+        if self._is_untouched and isinstance(module, nn.Linear) and not drops:
             down, up = self.lora_down.weight, self.lora_up.weight
             if can_fuse(x, module.weight, down, up):
                 return lora_linear(x, module.weight, module.bias, down, up, self.scale)
-        output: Tensor = self._module_forward(x)
+        output = self.base_forward(x)
         if drops:
             return self._with_dropout(output, x)
         return self._added(output, self._hidden(x), self.scale)
@@ -115,7 +72,7 @@ class LoraAdapter(nn.Module):
     def _with_dropout(self, output: Tensor, x: Tensor) -> Tensor:
         """The same in train mode, as sd-scripts leaves out values, ranks and whole modules."""
         dropout = self.dropout
-        if dropout.module and float(torch.rand(1)) < dropout.module:
+        if self.left_out():
             return output
         hidden, scale = self._hidden(x), self.scale
         if dropout.values:
@@ -125,18 +82,29 @@ class LoraAdapter(nn.Module):
             scale /= 1.0 - dropout.rank
         return self._added(output, hidden, scale)
 
-    def cast(self, dtype: torch.dtype) -> None:
-        """Keep both factors in this dtype from now on."""
-        self.lora_down.to(dtype)
-        self.lora_up.to(dtype)
+    def set_alpha(self, alpha: float) -> None:
+        """Take a file's alpha."""
+        super().set_alpha(alpha)
+        self.scale = alpha / self.rank
+
+    def delta_norm(self) -> Tensor:
+        """‖ΔW‖ without ΔW: ‖BA‖² is the sum over BᵀB ∘ AAᵀ, and the rank² products are far cheaper."""
+        return factors_norm(self.lora_down.weight, self.lora_up.weight) * abs(self.scale)
 
     @torch.no_grad()
-    def load(self, down: Tensor, up: Tensor, alpha: float) -> None:
-        """Take over stored factors; the caller has compared the shapes."""
-        self.lora_down.weight.copy_(down.reshape(self.lora_down.weight.shape))
-        self.lora_up.weight.copy_(up.reshape(self.lora_up.weight.shape))
-        self.alpha.fill_(alpha)
-        self.scale = alpha / self.rank
+    def shrink(self, ratio: Tensor) -> None:
+        """Both factors by √ratio."""
+        root = ratio.sqrt()
+        self.lora_down.weight.mul_(root)
+        self.lora_up.weight.mul_(root)
+
+
+@torch.no_grad()
+def factors_norm(down: Tensor, up: Tensor) -> Tensor:
+    """‖up @ down‖ (Frobenius) of down (rank, in, …) and up (out, rank, …), a scalar in fp32."""
+    first, second = down.float().flatten(1), up.float().flatten(1)
+    with exact_matmul():
+        return ((second.t() @ second) * (first @ first.t())).sum().clamp(min=0).sqrt()
 
 
 def _factors(module: nn.Module, rank: int) -> tuple[nn.Linear | nn.Conv2d, nn.Linear | nn.Conv2d]:

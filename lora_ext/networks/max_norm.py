@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_ext.networks.lora import LoraAdapter
-from lora_ext.networks.weight_delta import exact_matmul
+from lora_ext.networks.adapters.base import Adapter
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,27 @@ class NormReport:
 
 
 class MaxNorm:
-    """Holds the adapters of a network to a largest ‖ΔW‖, without waiting for the device."""
+    """Holds the adapters of a network to a largest ‖ΔW‖, without waiting for the device.
 
-    def __init__(self, adapters: Iterable[LoraAdapter], limit: float) -> None:
+    Adapters without a norm of that kind (those of norm layers) are left as they are.
+    """
+
+    def __init__(self, adapters: Iterable[Adapter], limit: float) -> None:
         self.limit = limit
-        self._adapters = list(adapters)
+        self._adapters = [adapter for adapter in adapters if adapter.delta_norm() is not None]
         self._scaled: Tensor | None = None
         self._norms: Tensor | None = None
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Scale both factors of each adapter that is too long by √(limit / ‖ΔW‖)."""
-        before = torch.stack([delta_norm(adapter) for adapter in self._adapters])
+        """Shrink each adapter that is too long to the limit."""
+        norms = [norm for adapter in self._adapters if (norm := adapter.delta_norm()) is not None]
+        if not norms:
+            return
+        before = torch.stack(norms)
         ratios = (self.limit / before.clamp(min=self.limit)).clamp(max=1.0)  # exactly 1 up to the limit
-        for adapter, root in zip(self._adapters, ratios.sqrt().unbind(), strict=True):
-            adapter.lora_down.weight.mul_(root)
-            adapter.lora_up.weight.mul_(root)
+        for adapter, ratio in zip(self._adapters, ratios.unbind(), strict=True):
+            adapter.shrink(ratio)
         self._scaled, self._norms = (ratios < 1).sum(), before * ratios
 
     def report(self) -> NormReport | None:
@@ -55,16 +59,3 @@ class MaxNorm:
         norms = self._norms
         scaled, average, longest = torch.stack([self._scaled.to(norms), norms.mean(), norms.max()]).tolist()
         return NormReport(int(scaled), average, longest)
-
-
-@torch.no_grad()
-def delta_norm(adapter: LoraAdapter) -> Tensor:
-    """‖ΔW‖ (Frobenius) of an adapter, a scalar in fp32.
-
-    ‖BA‖² is the sum over BᵀB ∘ AAᵀ: the rank² products are far cheaper than ΔW itself.
-    """
-    down = adapter.lora_down.weight.float().flatten(1)  # (rank, in·kh·kw)
-    up = adapter.lora_up.weight.float().flatten(1)  # (out, rank)
-    with exact_matmul():
-        squared = ((up.t() @ up) * (down @ down.t())).sum()
-    return squared.clamp(min=0).sqrt() * abs(adapter.scale)

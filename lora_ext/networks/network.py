@@ -8,12 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lora_ext.networks.adapters.base import Adapter
+from lora_ext.networks.adapters.make import make_adapter
 from lora_ext.networks.dropout import NO_DROPOUT, Dropout
-from lora_ext.networks.lora import LoraAdapter
 from lora_ext.networks.targets import Target
 from lora_ext.protocols import UserError
-
-_DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
 class Network(nn.Module):
@@ -22,13 +21,13 @@ class Network(nn.Module):
     def __init__(self, targets: Sequence[Target], generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> None:
         """Draw every adapter's start from the CPU `generator`, in the order of `targets`."""
         super().__init__()
-        self.adapters: Mapping[str, LoraAdapter] = nn.ModuleDict(  # type: ignore[assignment]
-            {target.key: LoraAdapter(target, generator, dropout) for target in targets}
+        self.adapters: Mapping[str, Adapter] = nn.ModuleDict(  # type: ignore[assignment]
+            {target.key: make_adapter(target, generator, dropout) for target in targets}
         )
 
     def attach(self) -> None:
         """Put every adapter into its module's forward; after an exception none is."""
-        done: list[LoraAdapter] = []
+        done: list[Adapter] = []
         try:
             for adapter in self.adapters.values():
                 adapter.attach()
@@ -47,7 +46,7 @@ class Network(nn.Module):
         """Adapt these modules from now on, by key: those of another instance of the same checkpoint. Not attached."""
         found = {target.key: target for target in targets}
         for key, adapter in self.adapters.items():
-            adapter.target = found[key]
+            adapter.retarget(found[key])
 
     @contextmanager
     def attached(self) -> Iterator[Network]:
@@ -83,12 +82,7 @@ class Network(nn.Module):
 
     def state_dict_for_file(self) -> dict[str, Tensor]:
         """Copies of all tensors by their names in a file, fp32 on the CPU."""
-        tensors: dict[str, Tensor] = {}
-        for key, adapter in self.adapters.items():
-            tensors[f"{key}.{_ALPHA}"] = adapter.alpha
-            tensors[f"{key}.{_DOWN}"] = adapter.lora_down.weight
-            tensors[f"{key}.{_UP}"] = adapter.lora_up.weight
-        return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in tensors.items()}
+        return _copies({key: adapter.tensors_for_file() for key, adapter in self.adapters.items()})
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over tensors by their names in a file.
@@ -96,32 +90,62 @@ class Network(nn.Module):
         Raises UserError where a name is missing or left over, or where a shape is not the adapter's; nothing has
         changed then. Linear layers stored as 1×1 convolutions (and the other way round) are accepted.
         """
-        problems = _misfits(self.adapters, tensors)
+        modules = self._sorted_out(tensors, {key: each.tensors_for_file() for key, each in self.adapters.items()})
+        for key, adapter in self.adapters.items():
+            adapter.load_tensors(modules[key])
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Copies of all that is trained, by names of our own, fp32 on the CPU: nothing is folded, as in files it is."""
+        return _copies({key: self._state_of(adapter) for key, adapter in self.adapters.items()})
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_tensors` gave; raises UserError as `load_tensors` does."""
+        modules = self._sorted_out(tensors, {key: self._state_of(each) for key, each in self.adapters.items()})
+        for key, adapter in self.adapters.items():
+            adapter.load_state_tensors(modules[key])
+            adapter.set_alpha(float(modules[key]["alpha"]))
+
+    @staticmethod
+    def _state_of(adapter: Adapter) -> dict[str, Tensor]:
+        return {"alpha": adapter.alpha, **adapter.state_tensors()}
+
+    @staticmethod
+    def _sorted_out(
+        tensors: Mapping[str, Tensor], wanted: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, dict[str, Tensor]]:
+        """The tensors by key and suffix; UserError where they are not the wanted ones."""
+        problems = _misfits(tensors, wanted)
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise UserError(
                 f"these tensors are not those of this network: {'; '.join(problems[:3])}{more}. "
-                "Train on the kind of checkpoint and with the rank that they were made for"
+                "Train on the kind of checkpoint, with the algorithm and with the rank that they were made for"
             )
-        for key, adapter in self.adapters.items():
-            adapter.load(tensors[f"{key}.{_DOWN}"], tensors[f"{key}.{_UP}"], float(tensors[f"{key}.{_ALPHA}"]))
+        return {
+            key: {suffix: tensors[f"{key}.{suffix}"] for suffix in suffixes if f"{key}.{suffix}" in tensors}
+            for key, suffixes in wanted.items()
+        }
 
 
-def _misfits(adapters: Mapping[str, LoraAdapter], tensors: Mapping[str, Tensor]) -> list[str]:
+def _copies(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"{key}.{suffix}": tensor.detach().to("cpu", torch.float32, copy=True)
+        for key, tensors in modules.items()
+        for suffix, tensor in tensors.items()
+    }
+
+
+def _misfits(tensors: Mapping[str, Tensor], modules: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """What keeps `tensors` from being loaded, in words."""
-    wanted: dict[str, tuple[int, ...]] = {}
-    for key, adapter in adapters.items():
-        wanted[f"{key}.{_ALPHA}"] = ()
-        wanted[f"{key}.{_DOWN}"] = tuple(adapter.lora_down.weight.shape)
-        wanted[f"{key}.{_UP}"] = tuple(adapter.lora_up.weight.shape)
+    wanted = {f"{key}.{suffix}": tuple(t.shape) for key, suffixes in modules.items() for suffix, t in suffixes.items()}
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in wanted]
     for name, shape in wanted.items():
-        if name in tensors and _squeezed(tensors[name].shape) != _squeezed(shape):
+        if name in tensors and squeezed(tensors[name].shape) != squeezed(shape):
             problems.append(f"{name} is {tuple(tensors[name].shape)} instead of {shape}")
     return problems
 
 
-def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape without the 1×1 of a pointwise convolution."""
     return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)

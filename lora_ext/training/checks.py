@@ -115,12 +115,7 @@ def _is_something_else(path: Path) -> bool:
 
 
 def check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
-    """Raise UserError where the loaded checkpoint is of a kind that cannot be trained."""
-    if checkpoint.architecture == "SDXL" or len(checkpoint.text_encoders) != 1:
-        raise UserError(
-            f"{checkpoint.name} is a checkpoint of kind {checkpoint.architecture} with "
-            f"{len(checkpoint.text_encoders)} text encoders: training takes SD1 checkpoints, with one; load such a one"
-        )
+    """Raise UserError where the loaded checkpoint cannot be trained as the settings want it."""
     check_device(config, checkpoint.device)
     check_prediction(config, checkpoint)
     PictureEncoder(checkpoint, vae_file(config.memory.vae))  # refuses a VAE that does not fit

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lora_ext.checkpoint.checkpoint import TextEncoder
+from lora_ext.checkpoint.checkpoint import Checkpoint, TextEncoder
+from lora_ext.checkpoint.conditioning import Conditioning, joined_encoders
 from lora_ext.checkpoint.text.chunking import CHUNK_TOKENS, joined_chunks
+from lora_ext.checkpoint.transfer import on_device
 from lora_ext.config.groups import CaptionSettings
 
 
+def caption_warnings(settings: CaptionSettings, checkpoint: Checkpoint) -> Iterator[str]:
+    """What a person should know of settings that do not go with the checkpoint's text encoders."""
+    skipped = settings.clip_skip
+    if checkpoint.architecture == "SDXL" and skipped > 1:
+        yield (
+            f"clip_skip = {skipped} has no effect: SDXL takes the layer before the last of both text encoders, in "
+            "training as in drawing"
+        )
+    elif checkpoint.architecture == "SD2" and skipped > 1:
+        yield (
+            f"clip_skip = {skipped} counts from the layer that SD2 is made for, the one before the last, as sd-scripts "
+            "counts; the WebUI draws SD2 without any: 1 is right for it"
+        )
+
+
 class TextConditioning:
-    """Encodes captions as the settings want it.
+    """Encodes captions with a checkpoint's text encoders as the settings want it.
 
     `caption_chunks` = webui feeds chunks of 77 tokens, as many as the longest caption needs, like the WebUI, which does
     not pad a short prompt to `max_token_length`; sd-scripts pads to it and joins the chunks to one text. With
     `weighted_captions` each token's state is multiplied by its weight, and not scaled back to the mean that it had.
     """
 
-    def __init__(self, encoder: TextEncoder, settings: CaptionSettings) -> None:
-        self.encoder = encoder
+    def __init__(self, encoders: Sequence[TextEncoder], settings: CaptionSettings) -> None:
+        self.encoders = encoders
         self.settings = settings
         self.chunks = settings.max_token_length // CHUNK_TOKENS if self._joins else 1
 
@@ -34,36 +51,29 @@ class TextConditioning:
         if not self._joins:
             self.chunks = max([1, *(self._chunks_of(caption) for caption in set(captions))])
 
-    def encode(self, captions: Sequence[str]) -> Tensor:
-        """States (batch, 77·chunks, width), or (batch, 75·chunks + 2, width) joined; gradients flow where enabled."""
-        longest = self.settings.max_token_length
-        if self.settings.weighted_captions:
-            ids, weights = self.encoder.tokenize_weighted(captions, longest)  # (batch, chunks, 77) each
-        else:
-            ids = self.encoder.tokenize(captions, longest)
-            weights = torch.ones(())
-        device = next(self.encoder.module.parameters()).device
-        states = self.encoder.encode(ids[:, : self.chunks].to(device), self.settings.clip_skip)
-        if self.settings.weighted_captions:
-            states = states * weights[:, : self.chunks].flatten(1)[..., None].to(states)  # (batch, 77·chunks, 1)
-        return joined_chunks(states) if self._joins else states
+    def encode(self, captions: Sequence[str]) -> Conditioning:
+        """States of 77·chunks tokens, or of 75·chunks + 2 joined; gradients flow where enabled."""
+        return joined_encoders([self._encoded_by(encoder, captions) for encoder in self.encoders])
 
     def kind(self) -> dict[str, str]:
-        """Everything but the caption and the encoder that the states depend on, for files that keep them."""
+        """Everything but the caption and the encoders that the states depend on, for files that keep them."""
         names = ("caption_chunks", "weighted_captions", "clip_skip", "max_token_length")
         return {"chunks": str(self.chunks), **{name: str(getattr(self.settings, name)) for name in names}}
 
+    def _encoded_by(self, encoder: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """States (batch, tokens, width) of one text encoder, and its pooled vector."""
+        longest = self.settings.max_token_length
+        if self.settings.weighted_captions:
+            ids, weights = encoder.tokenize_weighted(captions, longest)  # (batch, chunks, 77) each
+        else:
+            ids = encoder.tokenize(captions, longest)
+            weights = torch.ones(())
+        device = next(encoder.module.parameters()).device
+        states, pooled = encoder.encode_pooled(on_device(ids[:, : self.chunks], device), self.settings.clip_skip)
+        if self.settings.weighted_captions:
+            states = states * weights[:, : self.chunks].flatten(1)[..., None].to(states)  # (batch, 77·chunks, 1)
+        return joined_chunks(states) if self._joins else states, pooled
+
     def _chunks_of(self, caption: str) -> int:
-        longest, weighted = self.settings.max_token_length, self.settings.weighted_captions
-        return -(-token_count(self.encoder, caption, weighted, longest) // CHUNK_TOKENS)
-
-
-def token_count(encoder: TextEncoder, caption: str, weighted: bool = False, longest: int = 1500) -> int:
-    """Tokens of a caption without begin and end, counted up to `longest` (a multiple of 75).
-
-    Where captions are `weighted`, the brackets of emphasis do not count.
-    """
-    texts = [caption, ""]
-    both = encoder.tokenize_weighted(texts, longest)[0] if weighted else encoder.tokenize(texts, longest)
-    ids, empty = both[:, :, 1:-1]  # (chunks, 75) each
-    return int((ids != empty).sum())
+        tokens = self.encoders[0].count_tokens(caption, self.settings.weighted_captions)
+        return -(-min(tokens, self.settings.max_token_length) // CHUNK_TOKENS)

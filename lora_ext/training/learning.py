@@ -32,12 +32,21 @@ class Learning:
         self._rates = RateRun(self.optimizer, config, total_steps)
         self._parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit, decay = config.network.scale_weight_norms, config.learning.ema_decay
-        trained = [adapter for adapter in network.adapters.values() if adapter.lora_up.weight.requires_grad]
+        trained = [adapter for adapter in network.adapters.values() if any(adapter.split_parameters())]
         self._max_norm = None if limit is None else MaxNorm(trained, limit)
         self._average = None if decay is None else WeightAverage(self._parameters, decay)
         self._has_other_weights = self._average is not None or _averages_itself(self.optimizer)
         self._others_are_in = False
         self.optimizer.register_step_post_hook(self._after_update)
+
+    @property
+    def takes_found_inf(self) -> bool:
+        """Whether the optimizer leaves updates out by itself where it is told to on the device, as torch's fused ones.
+
+        What follows an update (max norm, the running average) cannot tell those from others.
+        """
+        follows = self._max_norm is not None or self._average is not None
+        return bool(getattr(self.optimizer, "_step_supports_amp_scaling", False)) and not follows
 
     def begin_step(self, step: int) -> None:
         """Set the rates of update 0, 1, …; the text encoder stands still from its step on."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lora_ext.checkpoint.checkpoint import PredictionType
 from lora_ext.checkpoint.schedule import NoiseSchedule
+from lora_ext.checkpoint.transfer import on_device
 from lora_ext.config.groups import LossSettings
 
 _LARGEST_SNR = 1000.0
@@ -40,7 +41,7 @@ def elementwise_loss(prediction: Tensor, target: Tensor, loss_type: str, thresho
         return F.l1_loss(prediction, target, reduction="none")
     if thresholds is None:
         raise ValueError(f"loss_type = {loss_type} needs a threshold for each sample")
-    c = thresholds.to(prediction.device).reshape(-1, *([1] * (prediction.ndim - 1)))
+    c = on_device(thresholds, prediction.device).reshape(-1, *([1] * (prediction.ndim - 1)))
     loss = 2 * (torch.sqrt((prediction - target) ** 2 + c**2) - c)
     return loss * c if loss_type == "huber" else loss
 

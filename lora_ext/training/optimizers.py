@@ -27,17 +27,19 @@ class _Known:
     """Where a named optimizer is, and what sd-scripts gives it where the user gives nothing.
 
     `renamed` are arguments that its users know by the names of another package; `group` stands in each of its groups.
+    `fused_on_gpu`: one kernel makes the whole step there.
     """
 
     path: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     group: Mapping[str, Any] = field(default_factory=dict)
+    fused_on_gpu: bool = False
 
 
 _NESTEROV = {"momentum": 0.9, "nesterov": True}
 _KNOWN = {
-    "AdamW": _Known("torch.optim.AdamW", {"foreach": True}),
+    "AdamW": _Known("torch.optim.AdamW", {"foreach": True}, fused_on_gpu=True),
     "SGD": _Known("torch.optim.SGD", {"foreach": True}),
     "SGDNesterov": _Known("torch.optim.SGD", {"foreach": True, **_NESTEROV}),
     "SGDNesterov8bit": _Known("bitsandbytes.optim.SGD8bit", _NESTEROV),
@@ -73,7 +75,8 @@ def make_optimizer(groups: Sequence[Mapping[str, Any]], settings: LearningSettin
     known, kind = _found(settings.optimizer_type)
     arguments = optimizer_arguments(settings)
     check_arguments(kind, arguments, "optimizer_args", _GIVEN)
-    arguments = {**_defaults(known, arguments), **arguments}
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    arguments = {**_defaults(known, arguments, parameters), **arguments}
     own = sets_its_own_rate(settings)
     finished = [{**group, **known.group, "lr": None if own else group["lr"]} for group in groups]
     rate = max(group["initial_lr"] for group in groups)
@@ -152,7 +155,16 @@ def _found(name: str) -> tuple[_Known, type]:
     return known, class_at(known.path, "optimizer_type", torch.optim.Optimizer)
 
 
-def _defaults(known: _Known, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(known: _Known, arguments: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
     """What the user has left open; torch's fused step excludes the one over many tensors."""
-    left_out = {"foreach"} if arguments.get("fused") else set()
-    return {name: value for name, value in known.defaults.items() if name not in left_out}
+    defaults = dict(known.defaults)
+    chosen = not arguments.keys().isdisjoint(("foreach", "fused", "differentiable"))
+    if known.fused_on_gpu and not chosen and _is_on_gpu(parameters):
+        defaults["fused"] = True
+    if (defaults | dict(arguments)).get("fused"):
+        defaults.pop("foreach", None)
+    return defaults
+
+
+def _is_on_gpu(parameters: Sequence[nn.Parameter]) -> bool:
+    return all(parameter.is_cuda for parameter in parameters)

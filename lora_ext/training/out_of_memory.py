@@ -30,7 +30,7 @@ def advice_for(config: TrainConfig, device: torch.device) -> str:
         advice.append("set optimizer_type to AdamW8bit")
     if not config.network.network_train_unet_only:
         advice.append("switch network_train_unet_only on")
-    if not memory.cache_latents:
+    if not (memory.cache_latents or memory.cache_latents_to_disk):
         advice.append("switch cache_latents on")
     if config.network.network_dim > 8:
         advice.append(f"lower network_dim (now {config.network.network_dim})")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.conditioning import Frame
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.dataset.folders import DatasetScan
 from lora_ext.networks.network import Network
 
-Predict = Callable[[Tensor, Tensor, list[str]], Tensor]
-"""What the U-Net predicts for noisy latents (batch, 4, h, w) at timesteps (batch,) under captions."""
+Predict = Callable[[Tensor, Tensor, list[str], Sequence[Frame]], Tensor]
+"""What the U-Net predicts for noisy latents (batch, 4, h, w) at timesteps (batch,) under captions, SDXL with frames."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class PriorPrediction:
         rows = [row for row, is_reg in enumerate(batch.is_reg) if is_reg]
         if not rows:
             return target
-        captions = [batch.captions[row] for row in rows]
+        captions, frames = [batch.captions[row] for row in rows], [batch.frames[row] for row in rows if batch.frames]
         with self.network.disabled():
-            base = predict(noisy[rows], timesteps[rows], captions)
+            base = predict(noisy[rows], timesteps[rows], captions, frames)
         replaced = target.clone()
         replaced[rows] = base.to(target.dtype)
         return replaced
@@ -51,12 +52,14 @@ class PriorPrediction:
         """Weights (batch,) of samples, those of regularisation pictures times the prior's."""
         return weights * torch.tensor([self.weight if is_reg else 1.0 for is_reg in batch.is_reg])
 
-    def of_training_pictures(self, predict: Predict, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def of_training_pictures(
+        self, predict: Predict, noisy: Tensor, timesteps: Tensor, frames: Sequence[Frame] = ()
+    ) -> tuple[Tensor, Tensor]:
         """What network and base predict under `caption`, both (batch, 4, h, w); the former with its graph."""
         captions = [self.caption or ""] * len(noisy)
         with self.network.disabled(), torch.no_grad():
-            base = predict(noisy, timesteps, captions)
-        return predict(noisy, timesteps, captions), base
+            base = predict(noisy, timesteps, captions, frames)
+        return predict(noisy, timesteps, captions, frames), base
 
 
 def prior_prediction(config: TrainConfig, scan: DatasetScan, network: Network) -> PriorPrediction | None:

@@ -16,7 +16,7 @@ from lora_ext.config.arguments import parse_arguments, parse_numbers
 from lora_ext.config.learning_rules import sets_its_own_rate
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.blocks import adapted_blocks, number_of_block
-from lora_ext.networks.lora import LoraAdapter
+from lora_ext.networks.adapters.base import Adapter
 from lora_ext.networks.targets import adapts_convolutions
 from lora_ext.protocols import UserError
 from lora_ext.training.class_paths import check_arguments, class_at, make
@@ -80,7 +80,7 @@ def rate_groups(config: TrainConfig) -> list[RateGroup]:
     return sorted(groups, key=_order)
 
 
-def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, Any]]:
+def parameter_groups(config: TrainConfig, adapters: Mapping[str, Adapter]) -> list[dict[str, Any]]:
     """The optimizer's groups over the adapters' parameters: `params`, `lr`, `initial_lr`, `part`, `label`.
 
     Adapters of blocks with a factor of 0, which a file may have brought, are in none and take no gradient: they stay as
@@ -93,8 +93,11 @@ def parameter_groups(config: TrainConfig, adapters: Mapping[str, LoraAdapter]) -
         factor = number_of_block(factors if part == "unet" else None, adapter.target.block, 1.0)
         groups = _groups_of(config, part, factor)
         if groups:
-            members.setdefault(groups[0], []).append(adapter.lora_down.weight)
-            members.setdefault(groups[-1], []).append(adapter.lora_up.weight)
+            others, ups = adapter.split_parameters()
+            if others:
+                members.setdefault(groups[0], []).extend(others)
+            if ups:
+                members.setdefault(groups[-1], []).extend(ups)
         else:
             adapter.requires_grad_(False)
     if not members:

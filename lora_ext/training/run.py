@@ -85,7 +85,7 @@ class Run:
         return SavedState(
             position=Position(self.epoch, len(self.epoch_losses), self.epoch_ended),
             losses=self.losses,
-            network=self.network.state_dict_for_file(),
+            network=self.network.state_tensors(),
             parts={name: part.state_dict() for name, part in self.parts.items()},
             settings=flat_values(config),
             facts=self.facts,

@@ -123,9 +123,14 @@ class SampleDrawer:
         if self.config.samples.sample_at_first:
             self._draw(0, 0)
 
+    def draws_after(self, step: int) -> bool:
+        """Whether the step is one of those wanted, without being asked; epochs win, as in sd-scripts."""
+        every = self.config.samples.sample_every_n_steps
+        return self.config.samples.sample_every_n_epochs is None and every is not None and step % every == 0
+
     def after_step(self, epoch: int, step: int) -> None:
         """Draw where the step is one of those wanted, or somebody has asked."""
-        if self.control.take_sample_request() or self._is_step(step):
+        if self.control.take_sample_request() or self.draws_after(step):
             self._draw(epoch, step)
 
     def after_epoch(self, epoch: int, step: int) -> None:
@@ -135,17 +140,12 @@ class SampleDrawer:
 
     def after_last_step(self, epoch: int, step: int) -> None:
         """Draw at the end of a whole run, where either of both is wanted or somebody has asked."""
-        if self.control.take_sample_request() or self._is_step(step) or self._is_epoch(epoch):
+        if self.control.take_sample_request() or self.draws_after(step) or self._is_epoch(epoch):
             self._draw(epoch, step)
 
     def _is_epoch(self, epoch: int) -> bool:
         every = self.config.samples.sample_every_n_epochs
         return every is not None and epoch % every == 0
-
-    def _is_step(self, step: int) -> bool:
-        """Whether the step is one of those wanted; epochs win, as in sd-scripts."""
-        every = self.config.samples.sample_every_n_steps
-        return self.config.samples.sample_every_n_epochs is None and every is not None and step % every == 0
 
     def _draw(self, epoch: int, step: int) -> None:
         if self._generator is None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import Conditioning
+from lora_ext.checkpoint.transfer import Arriving
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import Batch
 from lora_ext.protocols import UserError
@@ -33,11 +35,36 @@ def windows(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
         yield window
 
 
+class BegunUpdate:
+    """An update whose numbers may still be on their way from the device.
+
+    `is_bad` is 1.0 there where loss or gradient are not finite, else 0.0. `is_overflow`: such a gradient can come from
+    the loss scaler's factor.
+    """
+
+    def __init__(self, loss: Tensor, norm: Tensor, noted: list[tuple[Tensor, Tensor]], is_overflow: bool) -> None:
+        """`noted` has the losses (batch,) and timesteps (batch,) of every batch, the latter on the CPU."""
+        numbers = torch.stack([loss, norm.to(loss)])
+        self.is_bad = (~torch.isfinite(numbers).all()).float()
+        self.is_overflow = is_overflow
+        self._timesteps: list[int] = torch.cat([timesteps for _, timesteps in noted]).tolist()
+        self._arriving = Arriving(torch.cat([numbers, *(losses.to(numbers) for losses, _ in noted)]))
+
+    def loss_and_norm(self) -> tuple[float, float]:
+        """The mean loss, and the gradient's length before it was clipped."""
+        loss, norm, *_ = self._arriving.values()
+        return loss, norm
+
+    def bands(self, schedule_steps: int) -> dict[str, float]:
+        """The mean loss by timestep band."""
+        return band_means(self._arriving.values()[2:], self._timesteps, schedule_steps)
+
+
 class TrainingStep:
     """Computes the loss of batches and updates the parameters of `optimizer`.
 
     `bands` are the last update's losses by timestep band.
-    `encode` gives the text states (batch, tokens, width) of captions. Noise and timesteps come from `noise`, drawn on
+    `encode` gives what the U-Net is given of captions. Noise and timesteps come from `noise`, drawn on
     the CPU, so that a run is the same on every device up to rounding.
     """
 
@@ -46,12 +73,17 @@ class TrainingStep:
         checkpoint: Checkpoint,
         config: TrainConfig,
         optimizer: torch.optim.Optimizer,
-        encode: Callable[[list[str]], Tensor],
+        encode: Callable[[list[str]], Conditioning],
         noise: NoiseSource | None = None,
         prior: PriorPrediction | None = None,
         retreat: Retreat | None = None,
+        told_on_device: bool = False,
     ) -> None:
-        """With a `retreat`, a step that memory does not suffice for is taken again in smaller pieces."""
+        """With a `retreat`, a step that memory does not suffice for is taken again in smaller pieces.
+
+        An optimizer that is `told_on_device` of bad gradients (`found_inf`, as torch's GradScaler does it) leaves such
+        updates out by itself; not with fp16, whose factor is on the CPU.
+        """
         self.diffusion = DiffusionLoss(checkpoint, config, encode)
         self.config = config
         self.optimizer = optimizer
@@ -59,6 +91,7 @@ class TrainingStep:
         self.bad_steps = 0
         self.left_out = ""
         self.scaler = LossScaler() if config.memory.mixed_precision == "fp16" else None
+        self.told_on_device = told_on_device and self.scaler is None
         self._retreat = retreat
         self._bad_in_a_row = 0
         self.gradient_norm: float | None = None
@@ -78,21 +111,45 @@ class TrainingStep:
         self.diffusion.checkpoint = checkpoint
 
     def update(self, batches: Sequence[Batch], step: int) -> float:
-        """Train on the batches of one accumulation window, the `step`th from 0; returns their mean loss.
+        """`begin` and `finish` in one: trains on the batches of one accumulation window; returns their mean loss."""
+        return self.finish(self.begin(batches, step))
+
+    def begin(self, batches: Sequence[Batch], step: int) -> BegunUpdate:
+        """Train on the batches of one accumulation window, the `step`th from 0.
 
         As in sd-scripts each batch counts 1 / `gradient_accumulation_steps`, in an epoch's last window too, which may
-        have fewer of them. An update whose loss or gradient is not finite is left out and counted (`left_out` says
-        why); UserError after `stop_after_bad_steps` in a row. What modules and the optimizer draw depends on the seed
-        and the step alone.
+        have fewer of them. An update whose loss or gradient is not finite is left out: by the device itself where the
+        optimizer is `told_on_device`, and then nothing here waits for it. What modules and the optimizer draw depends
+        on the seed and the step alone.
         """
         with random_states_kept():
-            loss, self.gradient_norm = self._gradients(batches, step)
-            self._apply(loss, self.gradient_norm)
+            begun = self._gradients(batches, step)
+            if self.told_on_device:
+                self.optimizer.found_inf = begun.is_bad  # type: ignore[attr-defined]
+                self.optimizer.step()
+            elif self._is_good(*begun.loss_and_norm()):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return begun
+
+    def finish(self, begun: BegunUpdate) -> float:
+        """Wait for an update; returns its mean loss, and sets `gradient_norm`, `bands`, and why it was `left_out`.
+
+        Updates that were left out are counted: UserError after `stop_after_bad_steps` in a row.
+        """
+        loss, norm = begun.loss_and_norm()
+        self.gradient_norm, self.bands = norm, begun.bands(len(self.diffusion.schedule))
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        self.left_out = ""
+        if finite:
+            self._bad_in_a_row = 0
+        elif not begun.is_overflow or not math.isfinite(loss):  # fp16 lives with its factor's own overflows
+            self.left_out = f"its loss is {loss}" if not math.isfinite(loss) else f"its gradient is {norm}"
+            self._count_bad_step()
         return loss
 
-    def _gradients(self, batches: Sequence[Batch], step: int) -> tuple[float, float]:
-        """Gradients of a window's batches, clipped; their mean loss, and the gradient's length before."""
+    def _gradients(self, batches: Sequence[Batch], step: int) -> BegunUpdate:
+        """Gradients of a window's batches, clipped; their losses, and the gradient's length before."""
         seed = generator_for(self.config.learning.seed, f"modules:{step}").initial_seed()
         while True:
             reseed(seed)
@@ -107,7 +164,7 @@ class TrainingStep:
             if not self._retreat.further(max(len(batch.captions) for batch in batches)):
                 raise reason
 
-    def _backward(self, batches: Sequence[Batch], step: int, pieces: int) -> tuple[float, float]:
+    def _backward(self, batches: Sequence[Batch], step: int, pieces: int) -> BegunUpdate:
         """As `_gradients`, each batch in so many pieces."""
         total = torch.zeros((), device=self.checkpoint.device)
         self._noted = []
@@ -122,21 +179,15 @@ class TrainingStep:
         if self.scaler:
             self.scaler.unscale(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.learning.max_grad_norm or math.inf)
-        mean_loss, length = self._fetch(total / len(batches), norm)
-        return mean_loss, length
+        overflows = self.scaler is not None and not self.scaler.is_smallest
+        return BegunUpdate(total / len(batches), norm, self._noted, overflows)
 
-    def _apply(self, loss: float, norm: float) -> None:
-        """Take the optimizer's step where loss and gradient are finite; count it as bad where they are not."""
-        finite, smallest = math.isfinite(loss) and math.isfinite(norm), self.scaler is None or self.scaler.is_smallest
+    def _is_good(self, loss: float, norm: float) -> bool:
+        """Whether the update may be made; the scaler learns of it."""
+        finite = math.isfinite(loss) and math.isfinite(norm)
         if self.scaler:
             self.scaler.update(finite)
-        self.left_out = ""
-        if finite:
-            self._bad_in_a_row = 0
-            self.optimizer.step()
-        elif smallest or not math.isfinite(loss):  # else it is the scaler's own overflow, which fp16 lives with
-            self.left_out = f"its loss is {loss}" if not math.isfinite(loss) else f"its gradient is {norm}"
-            self._count_bad_step()
+        return finite
 
     def state_dict(self) -> dict[str, Any]:
         """Bad steps, the scaler, and how far the run has drawn back."""
@@ -154,15 +205,6 @@ class TrainingStep:
             self.scaler.load_state_dict(state["scaler"])
         if self._retreat and state["retreat"]:
             self._retreat.load_state_dict(state["retreat"])
-
-    def _fetch(self, *numbers: Tensor) -> list[float]:
-        """The numbers as floats, and what was noted as `bands`: the step's only wait for the device."""
-        losses = [each for each, _ in self._noted]
-        values: list[float] = torch.cat([torch.stack([each.to(losses[0]) for each in numbers]), *losses]).tolist()
-        timesteps = torch.cat([each for _, each in self._noted]).tolist()
-        self.bands = band_means(values[len(numbers) :], timesteps, len(self.diffusion.schedule))
-        self._noted = []
-        return values[: len(numbers)]
 
     def loss(self, batch: Batch, draw: Draw) -> Tensor:
         """The diffusion loss of one batch with this noise, with its graph; each sample's is noted for the bands."""

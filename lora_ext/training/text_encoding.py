@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import Conditioning
 from lora_ext.checkpoint.weights_hash import weights_hash
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.dataset.dataset import ImageDataset
@@ -16,8 +16,8 @@ from lora_ext.protocols import Control, Events
 from lora_ext.training.conditioning import TextConditioning
 from lora_ext.training.precision import autocasting
 
-Encode = Callable[[list[str]], Tensor]
-"""Captions → states (batch, tokens, width)."""
+Encode = Callable[[list[str]], Conditioning]
+"""Captions → what the U-Net is given of them."""
 
 
 def prepare_text(
@@ -33,7 +33,7 @@ def prepare_text(
     on_disk = memory.cache_text_encoder_outputs_to_disk
     keeps = (memory.cache_text_encoder_outputs or on_disk) and not trained
     dataset.caption_variants = 0 if trained else memory.caption_variants  # kept or not: a resume may change that
-    conditioning = TextConditioning(checkpoint.text_encoders[0], config.captions)
+    conditioning = TextConditioning(checkpoint.text_encoders, config.captions)
     conditioning.fit(dataset.captions)
     if trained:
         return conditioning, conditioning.encode
@@ -50,7 +50,7 @@ def prepare_text(
 
 def _without_gradients(conditioning: TextConditioning) -> Encode:
     @torch.no_grad()
-    def encode(captions: Sequence[str]) -> Tensor:
+    def encode(captions: Sequence[str]) -> Conditioning:
         return conditioning.encode(captions)
 
     return encode
@@ -69,11 +69,11 @@ def _files(
     checkpoint: Checkpoint, conditioning: TextConditioning, dataset: ImageDataset, config: TrainConfig, events: Events
 ) -> EncodingFiles:
     """Files beside the first picture: captions belong to the dataset, not to a picture."""
-    module = conditioning.encoder.module
-    dtype = next(module.parameters()).dtype
+    modules = [encoder.module for encoder in conditioning.encoders]
+    dtype = next(modules[0].parameters()).dtype
     kind = {
         **conditioning.kind(),
-        "encoder": weights_hash(dict(module.named_parameters())),
+        "encoder": " ".join(weights_hash(dict(module.named_parameters())) for module in modules),
         "precision": f"{dtype}, {config.memory.mixed_precision}",
     }
     return EncodingFiles(dataset.scan.images[0].path.parent, kind, events)

@@ -20,7 +20,7 @@ from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import token_count
+from lora_ext.training.conditioning import caption_warnings
 from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
@@ -101,7 +101,7 @@ class Trainer:
         checkpoint, config = self.checkpoint, self.config
         check_checkpoint(config, checkpoint)
         encoder, weighted = checkpoint.text_encoders[0], config.captions.weighted_captions
-        prepared = prepare_run(config, self.output_dir, lambda caption: token_count(encoder, caption, weighted))
+        prepared = prepare_run(config, self.output_dir, lambda caption: encoder.count_tokens(caption, weighted))
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
         state = find_state(config, self.output_dir)
@@ -127,7 +127,7 @@ class Trainer:
         if config.memory.full_bf16:
             network.cast(torch.bfloat16)
         if state:
-            network.load_tensors(state.network)
+            network.load_state_tensors(state.network)
         for note in begin_with(network, first) if first else ():
             self.events.message("warning", note)
         return network
@@ -145,7 +145,10 @@ class Trainer:
         conditioning, encode = prepare_text(checkpoint, dataset, config, trained, self.events, self.control, further)
         session.attach(network)
         learning = Learning(network, config, prepared.plan.total_steps)
-        step = TrainingStep(checkpoint, config, learning.optimizer, encode, self.noise, prior, self._retreat(session))
+        step = TrainingStep(
+            checkpoint, config, learning.optimizer, encode, self.noise, prior, self._retreat(session),
+            learning.takes_found_inf,
+        )  # fmt: skip
         run = Run(
             plan=prepared.plan,
             session=session,
@@ -185,7 +188,8 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint)):
+        captions = caption_warnings(self.config.captions, self.checkpoint)
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint), *captions):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):

@@ -138,10 +138,14 @@ class Validation:
     def _since_best(self) -> int:
         return next((count for count, report in enumerate(reversed(self.reports)) if report.is_best), 0)
 
+    def measures_after(self, step: int) -> bool:
+        """Whether `after_step` measures there."""
+        every = self._settings.validate_every_n_steps
+        return every is not None and step % every == 0
+
     def after_step(self, epoch: int, step: int) -> None:
         """Measure where the step is one of those wanted."""
-        every = self._settings.validate_every_n_steps
-        if every is not None and step % every == 0:
+        if self.measures_after(step):
             self._measure(epoch, step)
 
     def after_epoch(self, epoch: int, step: int, is_last: bool) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lora_ext.checkpoint.text.bpe import clip_tokenizer
 from lora_ext.checkpoint.text.emphasis import parse_emphasis
@@ -25,6 +27,7 @@ from lora_ext.dataset.validation_split import split_validation
 from lora_ext.jobs.recording import output_folder
 from lora_ext.jobs.records import json_value
 from lora_ext.protocols import Host, UserError
+from lora_ext.training.checks import check_device
 from lora_ext.training.plan import TrainingPlan, make_plan
 
 NO_PICTURES = "Give the folder of your pictures and press Look."
@@ -57,6 +60,7 @@ class PlanningDesk:
         self._scans: dict[_Seen, tuple[float, DatasetScan, int]] = {}
         self._inspect = RememberedFacts()
         self._lock = threading.Lock()
+        self._tried: tuple[Hashable, ...] | None = None
 
     def look(self, config: TrainConfig, fresh: bool = True) -> Look:
         """The dataset's report; raises UserError where there is nothing to train on. `fresh` reads the folder anew."""
@@ -66,8 +70,9 @@ class PlanningDesk:
         return Look(scan, make_report(scan, config, counter), held_out)
 
     def plan(self, config: TrainConfig, fresh: bool = False) -> tuple[Look, TrainingPlan]:
-        """The report, and the steps and files of a run."""
+        """The report, and the steps and files of a run; raises UserError where this machine cannot run it."""
         look = self.look(config, fresh)
+        self._check_device(config)
         try:
             return look, make_plan(config, look.report, output_folder(config, self.host))
         except OSError as error:  # a name that no file system takes
@@ -91,6 +96,14 @@ class PlanningDesk:
             named |= {subset.options.conditioning_data_dir for subset in scan.subsets} - {""}
             for folder in named:
                 self._check_path("dataset_config", folder)
+
+    def _check_device(self, config: TrainConfig) -> None:
+        """Raise what `check_device` does; settings that have passed are not tried again."""
+        device = self.host.checkpoint_info().device
+        tried = (config.learning, config.memory.mixed_precision, config.memory.full_bf16, device)
+        if device and tried != self._tried:
+            check_device(config, torch.device(device))
+            self._tried = tried
 
     def _check_path(self, name: str, text: str) -> None:
         try:

@@ -34,7 +34,7 @@ def test_the_presets_give_one_reason_at_most(subject: Any, card: Any) -> None:
     ("values", "begins", "remedy"),
     [
         ({"network_dim": 8, "network_alpha": 16},
-         "network_alpha = 16 is above network_dim = 8: the network acts 2 times",
+         "network_alpha = 16 is above network_dim = 8: a step counts 2 times",
          {"network_alpha": 4}),
         ({"conv_dim": 8, "conv_alpha": 32}, "conv_alpha = 32 is above conv_dim = 8", {"conv_alpha": 4}),
         ({"network_dim": 256}, "network_dim = 256: above 128 the file grows", {"network_dim": 128}),

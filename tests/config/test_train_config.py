@@ -88,6 +88,8 @@ def test_a_refused_value_is_not_held_against_others() -> None:
         ({"log_prefix": "/tmp/x"}, "log_prefix = '/tmp/x': it begins a folder's name"),
         ({"output_name": "a/b"}, "output_name = 'a/b': names of files and tags cannot hold any of"),
         ({"output_name": "a:1"}, "output_name = 'a:1': names of files and tags cannot hold any of"),
+        ({"output_name": "Con"}, "output_name = 'Con': Windows keeps this name for a device; add something to it"),
+        ({"output_name": "lpt1.v2"}, "output_name = 'lpt1.v2': Windows keeps this name for a device"),
         ({"output_name": ".."}, "output_name = '..': names of files and tags cannot hold any of"),
         ({"output_name": "ü" * 101}, "output_name has 202 bytes: file systems take 200"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.conditioning import Conditioning
 from lora_ext.dataset.encodings import EncodingCache, EncodingFiles
 from lora_ext.protocols import Cancelled, Control, Events
 
@@ -18,10 +19,10 @@ class Encoder:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def __call__(self, captions: list[str]) -> Tensor:
+    def __call__(self, captions: list[str]) -> Conditioning:
         self.calls.append(captions)
         weight = torch.ones((), requires_grad=True)
-        return torch.tensor([[[float(len(c)), float(i)]] for i, c in enumerate(captions)]) * weight
+        return Conditioning(torch.tensor([[[float(len(c)), float(i)]] for i, c in enumerate(captions)]) * weight)
 
 
 def test_prepared_captions_are_encoded_once() -> None:
@@ -30,7 +31,7 @@ def test_prepared_captions_are_encoded_once() -> None:
     cache.prepare(["a", "bb", "a", ""])
     cache.prepare(["bb"])
     assert encoder.calls == [["a", "bb", ""]]
-    states = cache(["bb", "a", "bb"])
+    states = cache(["bb", "a", "bb"]).context
     assert states.tolist() == [[[2, 1]], [[1, 0]], [[2, 1]]] and not states.requires_grad
     assert len(encoder.calls) == 1 and len(cache) == 3
 
@@ -40,7 +41,7 @@ def test_other_captions_are_encoded_and_not_kept() -> None:
     cache = EncodingCache(encoder)
     cache.prepare(["a"])
     for _ in range(2):
-        assert cache(["ccc", "a", "ccc"]).tolist() == [[[3, 0]], [[1, 0]], [[3, 0]]]
+        assert cache(["ccc", "a", "ccc"]).context.tolist() == [[[3, 0]], [[1, 0]], [[3, 0]]]
     assert encoder.calls == [["a"], ["ccc"], ["ccc"]] and len(cache) == 1
 
 
@@ -65,7 +66,7 @@ def test_files_spare_the_encoder_and_are_never_stale(tmp_path: Path) -> None:
         encoder = Encoder()
         cache = EncodingCache(encoder, EncodingFiles(tmp_path, {"encoder": "1", "chunks": "1", **kind}, Events()))
         cache.prepare(captions)
-        return encoder.calls, cache(captions)
+        return encoder.calls, cache(captions).context
 
     calls, first = states(["a", "bb"])
     assert calls == [["a", "bb"]]

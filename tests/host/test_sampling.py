@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import Conditioning
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.host.standalone.sampling import SAMPLERS, find_sampler, make_scheduler, sample, to_pictures
@@ -53,7 +54,7 @@ def tiny(tiny_checkpoint_path: Path) -> Checkpoint:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_perfect_model_leads_to_its_target(name: str, prediction_type: str, steps: int) -> None:
     checkpoint = perfect_checkpoint(prediction_type)
-    result = sample(checkpoint, SAMPLERS[name], STATES, STATES, (2, 3), [1, 2], steps, 5.0)
+    result = sample(checkpoint, SAMPLERS[name], Conditioning(STATES), Conditioning(STATES), (2, 3), [1, 2], steps, 5.0)
     tolerance = 0.15 if name == "DDIM" else 0.06  # DDIM ends at ᾱ₀ < 1; timesteps between integers are rounded
     torch.testing.assert_close(result, TARGET.expand(2, 4, 2, 3), atol=tolerance, rtol=0)
 
@@ -61,7 +62,7 @@ def test_a_perfect_model_leads_to_its_target(name: str, prediction_type: str, st
 def test_euler_follows_k_diffusions_timesteps_and_formula(tiny: Checkpoint) -> None:
     """x ← x + (σ' − σ)·ε (Karras et al. 2022, algorithm 1 without churn), σ evenly spread over timesteps."""
     states = tiny.text_encoders[0].encode(tiny.text_encoders[0].tokenize(["a cat"], 75)).detach()
-    ours = sample(tiny, SAMPLERS["Euler"], states, states, (8, 8), [5], 4, 1.0)
+    ours = sample(tiny, SAMPLERS["Euler"], Conditioning(states), Conditioning(states), (8, 8), [5], 4, 1.0)
 
     timesteps = [999.0, 666.0, 333.0, 0.0]
     sigmas = [float(SIGMAS[int(t)]) for t in timesteps] + [0.0]
@@ -77,7 +78,7 @@ def test_euler_follows_k_diffusions_timesteps_and_formula(tiny: Checkpoint) -> N
 def test_euler_a_takes_its_noise_from_the_pictures_generator(tiny: Checkpoint) -> None:
     """k-diffusion's ancestral step with η = 1, the starting noise first and one draw a step after it."""
     states = torch.zeros(1, 77, 32)
-    ours = sample(tiny, SAMPLERS["Euler a"], states, states, (8, 8), [5], 3, 1.0)
+    ours = sample(tiny, SAMPLERS["Euler a"], Conditioning(states), Conditioning(states), (8, 8), [5], 3, 1.0)
 
     sigmas = [float(SIGMAS[t]) for t in (999, 499, 0)] + [0.0]
     sigmas[1] = float((SIGMAS[499] + SIGMAS[500]) / 2)
@@ -110,11 +111,11 @@ def test_karras_sigmas() -> None:
 def test_a_picture_depends_on_its_seed_alone(tiny: Checkpoint, name: str) -> None:
     states = torch.zeros(1, 77, 32)
     before = torch.random.get_rng_state()
-    batch = sample(tiny, SAMPLERS[name], states, states + 1, (8, 8), [7, 8, 9], 4, 3.0)
+    batch = sample(tiny, SAMPLERS[name], Conditioning(states), Conditioning(states + 1), (8, 8), [7, 8, 9], 4, 3.0)
     assert torch.equal(torch.random.get_rng_state(), before)
-    alone = sample(tiny, SAMPLERS[name], states, states + 1, (8, 8), [8], 4, 3.0)
+    alone = sample(tiny, SAMPLERS[name], Conditioning(states), Conditioning(states + 1), (8, 8), [8], 4, 3.0)
     torch.testing.assert_close(batch[1:2], alone, atol=2e-2, rtol=1e-3)
-    again = sample(tiny, SAMPLERS[name], states, states + 1, (8, 8), [8], 4, 3.0)
+    again = sample(tiny, SAMPLERS[name], Conditioning(states), Conditioning(states + 1), (8, 8), [8], 4, 3.0)
     assert torch.equal(alone, again)
     assert not torch.allclose(batch[0], batch[1])
 
@@ -124,19 +125,29 @@ def test_guidance_moves_away_from_the_negative_prompt(tiny: Checkpoint) -> None:
     states, other = torch.zeros(1, 77, 32), torch.ones(1, 77, 32)
     sampler = SAMPLERS["Euler"]
     assert torch.equal(
-        sample(tiny, sampler, states, other, (8, 8), [1], 2, 1.0),
-        sample(tiny, sampler, states, states, (8, 8), [1], 2, 1.0),
+        sample(tiny, sampler, Conditioning(states), Conditioning(other), (8, 8), [1], 2, 1.0),
+        sample(tiny, sampler, Conditioning(states), Conditioning(states), (8, 8), [1], 2, 1.0),
     )
     assert not torch.allclose(
-        sample(tiny, sampler, states, other, (8, 8), [1], 2, 4.0),
-        sample(tiny, sampler, states, states, (8, 8), [1], 2, 4.0),
+        sample(tiny, sampler, Conditioning(states), Conditioning(other), (8, 8), [1], 2, 4.0),
+        sample(tiny, sampler, Conditioning(states), Conditioning(states), (8, 8), [1], 2, 4.0),
     )
 
 
 def test_progress_counts_the_steps(tiny: Checkpoint) -> None:
     seen: list[tuple[int, int]] = []
     states = torch.zeros(1, 77, 32)
-    sample(tiny, SAMPLERS["Euler"], states, states, (8, 8), [1], 3, 2.0, lambda done, total: seen.append((done, total)))
+    sample(
+        tiny,
+        SAMPLERS["Euler"],
+        Conditioning(states),
+        Conditioning(states),
+        (8, 8),
+        [1],
+        3,
+        2.0,
+        lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

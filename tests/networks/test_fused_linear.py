@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_ext.networks.fused_linear import can_fuse, is_plain_linear, lora_linear
+from lora_ext.networks.fused_linear import can_fuse, is_untouched, lora_linear
 from lora_ext.networks.lora import LoraAdapter
 from lora_ext.networks.targets import Target
 
@@ -84,8 +84,8 @@ def test_what_was_put_over_the_layer_is_called() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) * 2
 
-    assert is_plain_linear(nn.Linear(4, 3)) and not is_plain_linear(Other(4, 3))
-    assert not is_plain_linear(module) and not is_plain_linear(nn.Conv2d(4, 3, 1))
+    assert is_untouched(nn.Linear(4, 3)) and not is_untouched(Other(4, 3))
+    assert not is_untouched(module) and is_untouched(nn.Conv2d(4, 3, 1)) and not is_untouched(nn.LayerNorm(4))
 
 
 def test_other_number_formats_are_not_fused() -> None:

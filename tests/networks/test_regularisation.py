@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lora_ext.networks.dropout import Dropout, rank_mask
 from lora_ext.networks.lora import LoraAdapter
-from lora_ext.networks.max_norm import MaxNorm, delta_norm
+from lora_ext.networks.max_norm import MaxNorm
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target
 from lora_ext.networks.weight_delta import weight_delta
@@ -110,7 +110,7 @@ def test_a_network_gives_its_adapters_the_dropout() -> None:
 def test_the_norm_is_that_of_the_delta(name: str) -> None:
     adapter, _ = make(name, Dropout())
     delta = weight_delta({key: tensor.detach() for key, tensor in adapter.state_dict().items()})
-    assert float(delta_norm(adapter)) == pytest.approx(float(delta.norm()), rel=1e-5)
+    assert float(adapter.delta_norm()) == pytest.approx(float(delta.norm()), rel=1e-5)
 
 
 def test_max_norm_in_numbers() -> None:
@@ -118,7 +118,8 @@ def test_max_norm_in_numbers() -> None:
     targets = [Target(key, nn.Linear(2, 2), 1, 1.0, "unet") for key in ("long", "short", "none")]
     network = Network(targets, seeded(0))
     for key, up in (("long", 4.0), ("short", 0.5), ("none", 0.0)):
-        network.adapters[key].load(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0], [up]]), 1.0)
+        factors = {"lora_down.weight": torch.tensor([[3.0, 0.0]]), "lora_up.weight": torch.tensor([[0.0], [up]])}
+        network.adapters[key].load_tensors(factors)
     norms = MaxNorm(network.adapters.values(), 3.0)
     assert norms.report() is None
     norms.apply()

@@ -40,7 +40,7 @@ def trained_network(checkpoint: Checkpoint) -> Network:
 
 def diffusion_loss(checkpoint: Checkpoint) -> DiffusionLoss:
     config = make_config({"min_snr_gamma": None})
-    return DiffusionLoss(checkpoint, config, TextConditioning(checkpoint.text_encoders[0], config.captions).encode)
+    return DiffusionLoss(checkpoint, config, TextConditioning(checkpoint.text_encoders, config.captions).encode)
 
 
 def test_the_base_is_as_it_was_where_the_network_is_disabled(checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import Conditioning
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.config.train_config import make_config
 from lora_ext.dataset.dataset import Batch
@@ -36,7 +37,7 @@ def make_step(rate: float = 1.0, **values: Any) -> tuple[TrainingStep, TextlessU
     unet = TextlessUNet()
     checkpoint = Checkpoint(unet, nn.Identity(), [], NoiseSchedule.scaled_linear(), "SD1", "epsilon", "fake", None, "")
     optimizer = torch.optim.SGD([{"params": list(unet.parameters()), "initial_lr": rate, "part": "unet"}], lr=rate)
-    encode: Callable[[list[str]], Tensor] = lambda captions: torch.zeros(len(captions), 77, 8)  # noqa: E731
+    encode: Callable[[list[str]], Conditioning] = lambda captions: Conditioning(torch.zeros(len(captions), 77, 8))  # noqa: E731
     return TrainingStep(checkpoint, make_config(values), optimizer, encode), unet
 
 

@@ -60,7 +60,7 @@ def test_captions_are_encoded_once_where_the_encoder_stands_still(prepared: Make
     dataset, conditioning, encode = prepared()
     assert isinstance(encode, EncodingCache) and len(encode) == said.cached == 3 and said.messages == []
     captions = shown(dataset, 1)
-    torch.testing.assert_close(encode(captions), conditioning.encode(captions), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encode(captions).context, conditioning.encode(captions).context, atol=1e-5, rtol=0)
 
 
 def test_a_trained_encoder_is_asked_each_time(prepared: Make, said: Said) -> None:
@@ -78,7 +78,7 @@ def test_changing_captions_are_not_kept_and_that_is_said_once(
     dataset, _, encode = prepared(**values)
     assert not isinstance(encode, EncodingCache) and said.cached == 0
     assert len(said.messages) == 1 and "caption_variants = 8" in said.messages[0]
-    assert not encode(["a cat"]).requires_grad
+    assert not encode(["a cat"]).context.requires_grad
     assert len(set(shown(dataset, 20))) > 4
 
 
@@ -106,7 +106,7 @@ def test_the_cache_can_be_switched_off_and_nothing_else_changes(prepared: Make, 
     dataset, conditioning, encode = prepared(cache_text_encoder_outputs=False, **versions)
     assert not isinstance(encode, EncodingCache) and said.messages == []
     assert shown(dataset, 5) == shown(prepared(**versions)[0], 5)
-    assert encode(["a cat"]).equal(conditioning.encode(["a cat"]).detach())
+    assert encode(["a cat"]).context.equal(conditioning.encode(["a cat"]).context.detach())
 
 
 def test_files_know_encoder_chunks_and_skip(prepared: Make, said: Said, pictures: Path, checkpoint: Checkpoint) -> None:
@@ -115,7 +115,8 @@ def test_files_know_encoder_chunks_and_skip(prepared: Make, said: Said, pictures
     def encoded(**values: Any) -> int:
         said.cached = 0
         dataset, conditioning, encode = prepared(**on_disk, **values)
-        torch.testing.assert_close(encode(dataset.captions), conditioning.encode(dataset.captions), atol=1e-5, rtol=0)
+        given, expected = encode(dataset.captions), conditioning.encode(dataset.captions)
+        torch.testing.assert_close(given.context, expected.context, atol=1e-5, rtol=0)
         return said.cached
 
     assert encoded() == 3

@@ -72,6 +72,8 @@ def test_what_is_found_out_while_planning_stands_beside_its_field_too(shelf_clie
     half_typed = plan(shelf_client, **fields, lr_scheduler="torch.opt", look=True)
     assert "1 picture · 1 caption" in half_typed["report"] and "lw-errors" in half_typed["plan"]
     assert list(half_typed["fields"]) == ["lr_scheduler"]
+    nowhere = plan(shelf_client, **fields, optimizer_type="nowhere.Such")
+    assert "nowhere" in nowhere["plan"] and list(nowhere["fields"]) == ["optimizer_type"]
     for folder in ("a\0b", *(() if sys.platform == "win32" else ("x" * 5000,))):
         assert list(plan(shelf_client, **fields, output_dir=folder)["fields"]) == ["output_dir"]
 

@@ -6,11 +6,40 @@ from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
 
+ALGORITHMS = ("lora", "dylora", "loha", "lokr", "ia3", "full", "diag-oft", "boft", "glora", "tlora")
+"""What can be trained, by LyCORIS' names; LoCon is lora with conv_dim."""
+
+PRESETS = (
+    "attn-mlp", "full", "full-lin", "attn-only", "unet-only", "unet-transformer-only", "unet-convblock-only", "ia3",
+)  # fmt: skip
+"""Which modules are adapted, by LyCORIS' names."""
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
     """What is trained."""
 
+    network_algorithm: str = setting(
+        "lora", "Algorithm",
+        "lora (LoCon with a convolution rank) is the fastest, and every program reads it; loha and lokr make smaller "
+        "files; tlora needs lycoris_lora 4.",
+        choices=ALGORITHMS, sd_scripts="",
+    )  # fmt: skip
+    network_preset: str = setting(
+        "attn-mlp", "Adapted modules",
+        "By LyCORIS' names; attn-mlp is what sd-scripts adapts, and with a convolution rank its LoCon. Or the path of "
+        "a TOML file of your own.",
+        suggestions=PRESETS, sd_scripts="",
+    )  # fmt: skip
+    network_include: str = setting(
+        "", "Only these modules",
+        "Names or parts of names, one a line; * and ? stand for anything, re: begins a regular expression.",
+        lines=2, sd_scripts="",
+    )  # fmt: skip
+    network_exclude: str = setting(
+        "", "Without these modules", "Written in the same way: attn2, say, leaves all cross-attention as it is.",
+        lines=2, sd_scripts="",
+    )  # fmt: skip
     network_dim: int = setting(
         32, "Rank", "How much the network can hold: 32 for about 30 pictures, 64 for 50 or more.",
         minimum=1, maximum=1024,
@@ -42,6 +71,45 @@ class NetworkSettings:
         None, "Max norm", "Longest allowed change of a layer, 1 is usual; keeps the network from burning.",
         minimum=0.001, maximum=1000,
     )  # fmt: skip
+    train_norm: bool = setting(False, "Norm layers too", "Adapts the norm layers of the U-Net's adapted blocks too.")
+    dora_wd: bool = setting(
+        False, "DoRA", "Trains the lengths of the weights apart from their directions; slower. For lora, loha and lokr."
+    )
+    wd_on_output: bool = setting(
+        True, "DoRA on the output", "Lengths of the outputs' weights, as LyCORIS has it; off, those of the inputs'."
+    )
+    rs_lora: bool = setting(
+        False, "rsLoRA", "Strength alpha / √rank instead of alpha / rank: high ranks learn as fast as low ones."
+    )
+    lora_fa: bool = setting(
+        False, "LoRA-FA", "Only the up factors are trained, which saves memory; for lora.", sd_scripts=""
+    )
+    use_tucker: bool = setting(
+        False, "Tucker decomposition", "Smaller 3×3 convolutions with a core of their own; for lora, loha and lokr."
+    )
+    use_scalar: bool = setting(
+        False, "Trained scalar", "A trained factor on each adapter, which begins at 0; for lora, loha, lokr and glora."
+    )
+    rank_dropout_scale: bool = setting(
+        False, "Scaled rank dropout", "What rank dropout leaves is made up for; lora does that at all times."
+    )
+    block_size: int = setting(
+        4, "DyLoRA unit", "DyLoRA trains so many ranks at a time; the rank is a multiple of it.", minimum=1, maximum=1024
+    )
+    factor: int = setting(
+        -1, "LoKr factor", "Size of LoKr's small factor: 4 to 16 usually; -1 makes both about as large, the smallest.",
+        minimum=-1, maximum=4096,
+    )  # fmt: skip
+    decompose_both: bool = setting(False, "LoKr: both low-rank", "LoKr's small factor is low-rank too where it can be.")
+    full_matrix: bool = setting(False, "LoKr: full matrices", "Neither of LoKr's factors is low-rank; the rank is not used.")
+    unbalanced_factorization: bool = setting(
+        False, "LoKr: unbalanced", "LoKr's small factor has the larger number of outputs."
+    )
+    constraint: float = setting(
+        0.0, "OFT constraint", "How far diag-oft and boft may turn at most, per output; 0 sets no limit.",
+        minimum=0, maximum=1000,
+    )  # fmt: skip
+    rescaled: bool = setting(False, "OFT rescaled", "diag-oft and boft train the length of each output too.")
     block_dims: str = setting(
         "",
         "Ranks by block",

@@ -18,8 +18,8 @@ from lora_ext import __version__
 from lora_ext.apply.active import ActiveNetworks
 from lora_ext.apply.tags import ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.conditioning import encode_prompts
 from lora_ext.checkpoint.patches import TRAINING
-from lora_ext.checkpoint.text.clip import HFClipTextEncoder
 from lora_ext.grid.png import infotext_chunk
 from lora_ext.host.loan import Loan, WantedCheckpoint
 from lora_ext.host.standalone.infotext import Infotext, format_infotext
@@ -216,13 +216,12 @@ class StandaloneHost:
         self, request: GenerateRequest, sampler: Sampler, prompt: str, seeds: list[int], progress: Progress | None
     ) -> list[Image.Image]:
         checkpoint = self.loaded.checkpoint
-        encoder = checkpoint.text_encoders[0]
-        assert isinstance(encoder, HFClipTextEncoder)
-        states = encoder.encode_prompts([prompt, request.negative_prompt], request.clip_skip)
+        both = encode_prompts(checkpoint.text_encoders, [prompt, request.negative_prompt], request.clip_skip)
+        wanted, unwanted = both[:1], both[1:]
+        if checkpoint.architecture == "SDXL" and not request.negative_prompt:
+            unwanted = unwanted.zeros()  # SDXL was trained on it for no text, and the WebUI does so
         size = (request.height // 8, request.width // 8)
-        latents = sample(
-            checkpoint, sampler, states[:1], states[1:], size, seeds, request.steps, request.cfg_scale, progress
-        )
+        latents = sample(checkpoint, sampler, wanted, unwanted, size, seeds, request.steps, request.cfg_scale, progress)
         if not torch.isfinite(latents).all():
             raise UserError(
                 f"the picture came out as NaN or infinity in {checkpoint.dtype}: "

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.conditioning import Conditioning, Frame, concatenated
+from lora_ext.checkpoint.inpainting import UNetInput
 from lora_ext.protocols import Progress, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from lora_ext.checkpoint.checkpoint import Checkpoint
     from lora_ext.checkpoint.schedule import NoiseSchedule
+
+
+_LEAST_ALPHA = 2.0**-24  # schedulers divide by the signal, of which zero terminal SNR leaves none at the last timestep
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def find_sampler(name: str) -> Sampler:
 
 def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, prediction_type: str, steps: int) -> Any:
     """A diffusers scheduler with the checkpoint's own noise schedule and `steps` timesteps set."""
-    alphas = schedule.alphas_cumprod
+    alphas = schedule.alphas_cumprod.clamp(min=_LEAST_ALPHA)
     ratios = alphas[1:] / alphas[:-1]
     betas = 1 - torch.cat([alphas[:1], ratios])
     common = {
@@ -119,49 +124,64 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, prediction_type: s
     return sampler.make(common, steps)
 
 
-def _predict(
-    checkpoint: Checkpoint, latents: Tensor, timestep: Tensor, context: Tensor, uncond: Tensor | None, cfg_scale: float
-) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022): both predictions in one batch; fp32 (b, 4, h, w)."""
-    count = latents.shape[0]
-    if uncond is not None:
-        latents, context = torch.cat([latents, latents]), torch.cat([context, uncond])
-    timesteps = timestep.to(latents.device).expand(latents.shape[0])
-    predicted: Tensor = checkpoint.unet(latents.to(checkpoint.dtype), timesteps, context).float()
-    if uncond is None:
-        return predicted
-    with_text, without = predicted[:count], predicted[count:]
-    return without + cfg_scale * (with_text - without)
+class Guided:
+    """Predictions under a prompt, led away from another by classifier-free guidance (Ho & Salimans 2022).
+
+    At `cfg_scale` 1 the negative prompt has no say and is not computed.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, prompt: Conditioning, negative: Conditioning, frames: Sequence[Frame],
+        cfg_scale: float,
+    ) -> None:  # fmt: skip
+        """`prompt` and `negative` have batch 1, `frames` are those of the pictures."""
+        self._checkpoint = checkpoint
+        self._input = UNetInput()
+        self._cfg_scale = cfg_scale
+        sides = [prompt] if cfg_scale == 1.0 else [prompt, negative]
+        count = len(frames)
+        given = concatenated([side.map(lambda each: each.expand(count, *each.shape[1:])) for side in sides])
+        given = given.map(lambda each: each.to(checkpoint.device, checkpoint.dtype))
+        vector = given.vector([*frames] * len(sides))
+        self._context = given.context  # (count or 2·count, tokens, width)
+        self._beside = {} if vector is None else {"y": vector}
+
+    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """fp32 (b, 4, h, w) for latents (b, 4, h, w); both sides in one batch."""
+        count = len(latents)
+        both = latents.repeat(len(self._context) // count, 1, 1, 1)
+        given = self._input(self._checkpoint, both.to(self._checkpoint.dtype))
+        timesteps = timestep.to(latents.device).expand(len(both))
+        predicted: Tensor = self._checkpoint.unet(given, timesteps, self._context, **self._beside).float()
+        if len(both) == count:
+            return predicted
+        with_text, without = predicted[:count], predicted[count:]
+        return without + self._cfg_scale * (with_text - without)
 
 
 @torch.no_grad()
 def sample(
     checkpoint: Checkpoint,
     sampler: Sampler,
-    prompt_states: Tensor,
-    negative_states: Tensor,
+    prompt: Conditioning,
+    negative: Conditioning,
     size: tuple[int, int],
     seeds: Sequence[int],
     steps: int,
     cfg_scale: float,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Latents (len(seeds), 4, h, w), scaled, fp32; states are (1, tokens, width), `size` is (h, w) in latents.
-
-    At `cfg_scale` 1 the negative prompt has no say and is not computed.
-    """
-    device = checkpoint.device
+    """Latents (len(seeds), 4, h, w), scaled, fp32; both prompts have batch 1, `size` is (h, w) in latents."""
     scheduler = make_scheduler(sampler, checkpoint.schedule, checkpoint.prediction_type, steps)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn((4, *size), generator=generator) for generator in generators])
-    latents = noise.to(device) * float(scheduler.init_noise_sigma)
-    context = prompt_states.to(device, checkpoint.dtype).expand(len(seeds), -1, -1)
-    uncond = None if cfg_scale == 1.0 else negative_states.to(device, checkpoint.dtype).expand(len(seeds), -1, -1)
+    latents = noise.to(checkpoint.device) * float(scheduler.init_noise_sigma)
+    frames = [Frame.whole((size[1] * 8, size[0] * 8))] * len(seeds)
+    predict = Guided(checkpoint, prompt, negative, frames, cfg_scale)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if takes_generator else {}
     for index, timestep in enumerate(scheduler.timesteps):
-        scaled = scheduler.scale_model_input(latents, timestep)
-        predicted = _predict(checkpoint, scaled, timestep, context, uncond, cfg_scale)
+        predicted = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(predicted, timestep, latents, **extra, return_dict=False)[0]
         if progress is not None:
             progress(index + 1, len(scheduler.timesteps))
