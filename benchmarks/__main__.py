@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import against_sd_scripts
+from benchmarks import against_builtin, against_sd_scripts
 from benchmarks.subjects import SIZES, checkpoint_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +23,8 @@ def main() -> int:
     """Measure, print, and write the JSON file where one is asked for."""
     if any(argument.startswith("--against-sd-scripts") for argument in sys.argv[1:]):
         return against_sd_scripts.main(sys.argv[1:])
+    if any(argument.startswith("--against-builtin") for argument in sys.argv[1:]):
+        return against_builtin.main(sys.argv[1:])
     options = parse_arguments()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lora-workshop-bench-") as folder:
@@ -43,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py bench",
         description="Measure training, rendering and switching.",
-        epilog="--against-sd-scripts DIR compares training with sd-scripts' instead, and has options of its own.",
+        epilog="--against-sd-scripts DIR compares training with sd-scripts' instead, --against-builtin WEBUI applying "
+        "networks with the WebUI's built-in Lora; both have options of their own.",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument(

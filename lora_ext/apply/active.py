@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from lora_ext.apply.loaded_files import LoadedFiles
 from lora_ext.apply.tags import LoraTag
@@ -12,11 +14,14 @@ from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.weight_views import WeightView
 from lora_ext.networks.library import Identity, NetworkLibrary, identity
-from lora_ext.networks.matching import match, unmatched_message
+from lora_ext.networks.matching import match, unknown_message, unmatched_message
 from lora_ext.networks.weight_patch import Share, ShareError, patches_of
 from lora_ext.protocols import UserError
 
 OWNER = "the networks of the prompt"
+
+Embeddings = dict[str, tuple[str, Mapping[str, Tensor]]]
+"""Name in prompts → the network that brought it, and its tensors by their names in the file."""
 
 _TEXT_PREFIX = "lora_te"
 _HASH_DIGITS = 12
@@ -49,6 +54,7 @@ class _Applied:
     wanted: list[_Wanted]
     messages: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
+    embeddings: Embeddings = field(default_factory=dict)
     revision: int = -1
 
 
@@ -92,6 +98,10 @@ class ActiveNetworks:
     def hashes(self) -> dict[str, str]:
         """What "Lora hashes" in the infotext holds: the name in the tag → first 12 digits of the file's hash."""
         return dict(self._applied.hashes) if self._applied else {}
+
+    def embeddings(self) -> Embeddings:
+        """The embeddings that came with the networks in place; whoever encodes the prompt has to know them."""
+        return dict(self._applied.embeddings) if self._applied else {}
 
     def _resolve(self, tags: Sequence[LoraTag]) -> tuple[list[_Wanted], list[str]]:
         """Files of the tags, without those that come to nothing."""
@@ -143,18 +153,21 @@ class ActiveNetworks:
 
     def _shares(self, network: _Wanted, applied: _Applied) -> list[Share]:
         """A network's parts in the weights; notes its hash and what it has that the checkpoint lacks."""
-        loaded = self._files.get(network.file)
+        loaded = self._files.get(network.file, self._checkpoint.architecture)
         matched = match(loaded.modules, self._all_weights(), self._checkpoint)
         shares = [
             Share((network.file, key, parameter), multiplier, network.dyn, view, loaded.modules[key], parameter)
             for (key, parameter), view in matched.views.items()
             if (multiplier := network.multiplier(key, self._checkpoint.architecture))
         ]
+        if loaded.unknown:
+            applied.messages.append(unknown_message(network.name, loaded.unknown))
         if matched.unmatched:
             modules = len({key for key, _ in matched.views})
             applied.messages.append(unmatched_message(network.name, matched.unmatched, modules))
-        if shares:
+        if shares or loaded.embeddings:
             applied.hashes[_infotext_name(network.name)] = loaded.hash[:_HASH_DIGITS]
+        applied.embeddings |= {name: (network.name, tensors) for name, tensors in loaded.embeddings.items()}
         return shares
 
     def _all_weights(self) -> dict[str, WeightView]:

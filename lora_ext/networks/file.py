@@ -12,32 +12,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError  # type: ignore[attr-defined]
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_ext.networks.atomic_write import replace_file
+from lora_ext.networks.formats import NetworkModules, canonical_modules
+from lora_ext.networks.formats.adapter_config import CONFIG_KEY, adapter_config_of
+from lora_ext.networks.pickled_file import SUFFIXES as PICKLED
+from lora_ext.networks.pickled_file import read_pickled
+from lora_ext.networks.safetensors_file import DTYPES, read_header, read_tensors
 from lora_ext.protocols import UserError
 
 Precision = Literal["float", "fp16", "bf16"]
 
 _PRECISIONS: dict[str, torch.dtype] = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# In the order in which safetensors lays tensors of several dtypes out.
-_DTYPE_NAMES: dict[torch.dtype, str] = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NETWORK_STARTS = ("lora_", "lycoris_", "lyco_", "oft_unet_")
 _NETWORK_PARTS = (".lora_", ".lora.", ".hada_", ".lokr_", ".oft_")
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what the WebUI's old model hash looks at
 
 
@@ -70,13 +60,14 @@ class NetworkFile:
     metadata: dict[str, str]
 
     @cached_property
+    def network(self) -> NetworkModules:
+        """What the tensors are, in sd-scripts' words, whatever program wrote them."""
+        return canonical_modules(self.tensors, self.metadata)
+
+    @property
     def modules(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by the module's key and the suffix: {"lora_te_…_mlp_fc1": {"lora_up.weight": …, "alpha": …}}."""
-        modules: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.tensors.items():
-            key, _, suffix = name.partition(".")
-            modules.setdefault(key, {})[suffix] = tensor
-        return modules
+        return self.network.modules
 
 
 def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> None:
@@ -120,29 +111,16 @@ def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 
 
 def scan_network(path: Path) -> NetworkHeader:
-    """Read the header alone.
+    """Read the header alone; a pickled file has none, and is read whole.
 
-    Raises UserError where the file is missing, is no safetensors file, or is shorter than its header says.
+    Raises UserError where the file is missing, is none of a known kind, contradicts itself, or is shorter than its
+    header says.
     """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
-                raise _no_network(path, size)
-            header = json.loads(file.read(length).decode("utf-8"))
-        if not isinstance(header, dict):
-            raise _no_network(path, size)
-        metadata = header.pop("__metadata__", None) or {}
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise _no_network(path, size) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
-    if 8 + length + end > size:
-        raise UserError(f"{path} is cut off: it has {size} bytes of {8 + length + end}; copy or download it again")
-    return NetworkHeader(path, shapes, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
+    if path.suffix.lower() in PICKLED:
+        return NetworkHeader(path, {name: tuple(each.shape) for name, each in read_pickled(path).items()}, {}, 0)
+    header = read_header(path)
+    shapes = {name: stored.shape for name, stored in header.tensors.items()}
+    return NetworkHeader(path, shapes, header.metadata, header.data_start)
 
 
 def read_network(path: Path) -> NetworkFile:
@@ -150,32 +128,29 @@ def read_network(path: Path) -> NetworkFile:
 
     Raises UserError as `scan_network` does.
     """
-    header = scan_network(path)
-    try:
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # a copy: load_file maps the file
-    except (SafetensorError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no valid safetensors file ({error}): copy or download it again") from error
-    return NetworkFile(path, tensors, header.metadata)
+    if path.suffix.lower() in PICKLED:
+        return NetworkFile(path, read_pickled(path), {})
+    tensors, metadata = read_tensors(path)
+    config = adapter_config_of(path)
+    return NetworkFile(path, tensors, metadata if config is None else {**metadata, CONFIG_KEY: config})
 
 
 def model_hash(path: Path) -> str:
-    """sshs_model_hash of a file: from its metadata, or else computed from its tensors."""
-    header = scan_network(path)
-    stored = header.metadata.get("sshs_model_hash")
+    """sshs_model_hash of a file: from its metadata, or else computed from its tensors; a pickled file's sha256."""
+    is_pickled = path.suffix.lower() in PICKLED
+    header = None if is_pickled else read_header(path)
+    stored = header.metadata.get("sshs_model_hash") if header else None
     if stored:
         return stored
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(header.data_start)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with open(path, "rb") as file:
+            file.seek(header.data_start if header else 0)
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
     return digest.hexdigest()
-
-
-def _no_network(path: Path, size: int) -> UserError:
-    if size == 0:
-        return UserError(f"{path} is empty: copy or download it again")
-    return UserError(f"{path} is no safetensors file: network files in this format alone can be read")
 
 
 def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:

@@ -52,10 +52,19 @@ def match(modules: Mapping[str, ModuleDelta], weights: Mapping[str, WeightView],
 
 def unmatched_message(name: str, unmatched: Sequence[str], matched: int) -> str:
     """How many of a network's modules the checkpoint lacks, with the names of the first."""
-    first = ", ".join(unmatched[:_NAMED]) + (", …" if len(unmatched) > _NAMED else "")
     if not matched:
-        return f"{name} is left out: the checkpoint has none of its {len(unmatched)} modules ({first})"
-    return f"{name}: the checkpoint does not have {len(unmatched)} of its {matched + len(unmatched)} modules ({first})"
+        return f"{name} is left out: the checkpoint has none of its {len(unmatched)} modules ({_first(unmatched)})"
+    count = f"{len(unmatched)} of its {matched + len(unmatched)} modules"
+    return f"{name}: the checkpoint does not have {count} ({_first(unmatched)})"
+
+
+def unknown_message(name: str, tensors: Sequence[str]) -> str:
+    """How many of a file's tensors nobody understands, with the names of the first."""
+    return f"{name}: {len(tensors)} of its tensors are of no known network and are left out ({_first(tensors)})"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def _parts(delta: ModuleDelta, whole: WeightView) -> dict[str, WeightView | None] | None:

@@ -227,7 +227,7 @@ def test_broken_files_are_told_and_left_out(setup: Setup) -> None:
     (setup.folder / "old.pt").write_bytes(b"PK\x03\x04 a pickle")
     cut, old = setup.activate("<lora:cut:1> <lora:cat:1> <lora:old:1>")
     assert "cut is left out" in cut and "cut.safetensors is cut off" in cut
-    assert "old is left out" in old and "is no safetensors file" in old
+    assert "old is left out" in old and "old.pt" in old
     assert setup.changed() == {LINEAR, TEXT}
 
 
@@ -247,9 +247,9 @@ def test_keys_that_match_nothing_are_counted(setup: Setup) -> None:
 
 
 def test_a_network_of_which_nothing_matches_is_left_out(setup: Setup) -> None:
-    tensors = {"lora_te1_x.lora_up.weight": torch.ones(2, 1), "lora_te1_x.lora_down.weight": torch.ones(1, 2)}
+    tensors = {"lora_te2_x.lora_up.weight": torch.ones(2, 1), "lora_te2_x.lora_down.weight": torch.ones(1, 2)}
     write_network(setup.folder / "xl.safetensors", tensors, {}, "fp16")
-    assert setup.activate("<lora:xl:1>") == ["xl is left out: the checkpoint has none of its 1 modules (lora_te1_x)"]
+    assert setup.activate("<lora:xl:1>") == ["xl is left out: the checkpoint has none of its 1 modules (lora_te2_x)"]
     assert setup.active.hashes() == {}
 
 
@@ -315,6 +315,60 @@ def test_files_stay_in_memory_up_to_a_limit(setup: Setup, monkeypatch: pytest.Mo
     for names in ("ac", "ac", "a", "ca", ""):
         setup.activate(" ".join(f"<lora:{name}:1>" for name in names))
     assert read == ["c", "c"]
+
+
+def test_tensors_of_no_network_and_embeddings_that_come_along(setup: Setup) -> None:
+    path = setup.write("cat")
+    further = {"bundle_emb.star.string_to_param.*": torch.ones(2, 32), "what.ever": torch.ones(1)}
+    write_network(path, {**read_network(path).tensors, **further}, {}, "fp16")
+    assert setup.activate("<lora:cat:1>") == [
+        "cat: 1 of its tensors are of no known network and are left out (what.ever)"
+    ]
+    ((name, (network, tensors)),) = setup.active.embeddings().items()
+    assert (name, network, list(tensors)) == ("star", "cat", ["string_to_param.*"])
+    setup.activate("")
+    assert setup.active.embeddings() == {}
+
+
+def test_a_file_that_changes_while_it_is_read(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = setup.write("cat")
+    original = loaded_files.model_hash
+
+    def written_meanwhile(file: Path) -> str:
+        with file.open("ab") as stream:
+            stream.write(b"more")
+        return original(file)
+
+    monkeypatch.setattr(loaded_files, "model_hash", written_meanwhile)
+    (message,) = setup.activate("<lora:cat:1>")
+    assert "cat.safetensors is being written at the moment" in message
+    assert setup.changed() == set()
+    monkeypatch.undo()
+    setup.write("cat")
+    assert setup.activate("<lora:cat:1>") == []
+    assert path.exists()
+    assert setup.changed() == {LINEAR, TEXT}
+
+
+def test_a_network_that_cannot_be_made_is_left_out_and_the_others_applied(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation without an inverse, which no check of the file shows; some weights are patched before it."""
+    setup.write("cat")
+    blocks = torch.zeros(1, setup.weights[LINEAR].shape[0], setup.weights[LINEAR].shape[0])
+    write_network(setup.folder / "turn.safetensors", {f"{LINEAR}.oft_blocks": blocks}, {}, "fp16")
+
+    def no_inverse(*_: Tensor) -> Tensor:
+        raise RuntimeError("the input matrix is singular")
+
+    monkeypatch.setattr(torch.linalg, "solve", no_inverse)
+    messages = setup.activate("<lora:cat:1> <lora:turn:1>")
+    assert messages == [f"turn is left out: {LINEAR}: the input matrix is singular"]
+    assert setup.changed() == {LINEAR, TEXT}
+    assert set(setup.active.hashes()) == {"cat"}
+    setup.check(LINEAR, setup.delta("cat", LINEAR))
+    setup.activate("")
+    assert setup.changed() == set()
 
 
 def test_hashes_for_the_infotext(setup: Setup) -> None:

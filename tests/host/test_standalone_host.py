@@ -134,6 +134,36 @@ def test_a_tag_changes_the_picture_and_weights_come_back(tiny_host: StandaloneHo
     assert not same(retrained, tagged)
 
 
+@pytest.mark.parametrize("sampler", ["Euler a", "Euler", "DDIM", "DPM++ 2M", "DPM++ 2M Karras"])
+def test_networks_act_in_the_steps_that_a_tag_names(tiny_host: StandaloneHost, sampler: str) -> None:
+    write_random_network(tiny_host, "cat")
+    before, seen = weights_of(tiny_host), []
+    hook = tiny_host.loaded.checkpoint.unet.register_forward_pre_hook(
+        lambda *_: seen.append("#."[unchanged(tiny_host, before)])
+    )
+    told: list[tuple[int, int]] = []
+    prompt = "a cat <lora:cat:1:step=2-4>"
+    (picture,) = tiny_host.generate(request(prompt, steps=6, sampler=sampler), lambda *step: told.append(step))
+    hook.remove()
+    assert ("".join(seen), told[-1]) == ("..##..", (6, 6))
+    assert "Lora hashes: " in picture.infotext
+    whole, none = (tiny_host.generate(request(f"a cat {tag}", sampler=sampler))[0] for tag in ("<lora:cat:1>", ""))
+    assert same(tiny_host.generate(request("a cat <lora:cat:1:stop=99>", sampler=sampler))[0], whole)
+    assert same(tiny_host.generate(request("a cat <lora:cat:1:start=99>", sampler=sampler))[0], none)
+
+
+def test_a_persons_own_block_weights(tiny_host: StandaloneHost) -> None:
+    write_random_network(tiny_host, "cat")
+    base = tiny_host.generate(request("a cat"))[0]
+    (told,) = tiny_host.generate(request("a cat <lora:cat:1:lbw=TEXT>"))
+    assert same(told, base) and "lbw = 'TEXT' is no preset" in told.messages[0]
+    numbers = ",".join(["1"] + ["0"] * 16)
+    (tiny_host.home / "lbwpresets.txt").write_text(f"TEXT:{numbers}\n", encoding="utf-8")
+    (picture,) = tiny_host.generate(request("a cat <lora:cat:1:lbw=TEXT>"))
+    assert same(picture, base) and picture.messages == ()
+    (tiny_host.home / "lbwpresets.txt").unlink()
+
+
 def test_an_unknown_tag_is_told_and_left_out(tiny_host: StandaloneHost) -> None:
     base = tiny_host.generate(request())[0]
     picture = tiny_host.generate(request("a cat<lora:nothing:1>"))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,9 @@ from torch import nn
 
 from lora_ext import __version__
 from lora_ext.apply.active import ActiveNetworks
-from lora_ext.apply.tags import ParsedPrompt, parse_tags
+from lora_ext.apply.block_weights import read_presets
+from lora_ext.apply.schedule import has_schedule, tags_at
+from lora_ext.apply.tags import LoraTag, ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.conditioning import encode_prompts
 from lora_ext.checkpoint.patches import TRAINING
@@ -43,6 +45,7 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 500
 MAX_SIDE = 4096
 GIGABYTE = 2**30
+BLOCK_PRESETS = "lbwpresets.txt"
 
 
 @contextlib.contextmanager
@@ -192,13 +195,13 @@ class StandaloneHost:
         if problems:
             raise UserError("; ".join(problems) + ".")
         sampler = find_sampler(request.sampler)
-        parsed = parse_tags(request.prompt)
+        parsed = parse_tags(request.prompt, self._block_presets())
         first = secrets.randbelow(MAX_SEED - request.batch_size + 1) if request.seed == -1 else request.seed
         seeds = [(first + index) % (MAX_SEED + 1) for index in range(request.batch_size)]
         with self._lock:
             messages = self._activate(parsed)
-            pictures = self._render(request, sampler, parsed.text, seeds, progress)
             hashes = {} if self._borrowed else self._networks.hashes()
+            pictures = self._render(request, sampler, parsed, seeds, progress)
         return [
             GeneratedImage(picture, seed, self._infotext(request, sampler, seed, hashes), tuple(messages))
             for picture, seed in zip(pictures, seeds, strict=True)
@@ -212,15 +215,42 @@ class StandaloneHost:
         ignored = [f"the networks of the prompt ({names}) are left out while a network is in training"] if names else []
         return [*parsed.problems, *ignored]
 
+    def _switching(self, tags: Sequence[LoraTag], progress: Progress | None) -> Progress | None:
+        """Put the networks of the first step into the weights, and with each step that is made those of the next."""
+        if not has_schedule(tags):
+            return progress
+        self._networks.activate(tags_at(tags, 0))
+
+        def told(done: int, total: int) -> None:
+            self._networks.activate(tags_at(tags, done))
+            if progress is not None:
+                progress(done, total)
+
+        return told
+
+    def _block_presets(self) -> dict[str, list[str]]:
+        """A person's own presets for `lbw=`: lines NAME:1,0,… in a file of the home folder."""
+        try:
+            return read_presets((self.home / BLOCK_PRESETS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
     def _render(
-        self, request: GenerateRequest, sampler: Sampler, prompt: str, seeds: list[int], progress: Progress | None
+        self,
+        request: GenerateRequest,
+        sampler: Sampler,
+        prompt: ParsedPrompt,
+        seeds: list[int],
+        progress: Progress | None,
     ) -> list[Image.Image]:
         checkpoint = self.loaded.checkpoint
-        both = encode_prompts(checkpoint.text_encoders, [prompt, request.negative_prompt], request.clip_skip)
+        both = encode_prompts(checkpoint.text_encoders, [prompt.text, request.negative_prompt], request.clip_skip)
         wanted, unwanted = both[:1], both[1:]
         if checkpoint.architecture == "SDXL" and not request.negative_prompt:
             unwanted = unwanted.zeros()  # SDXL was trained on it for no text, and the WebUI does so
         size = (request.height // 8, request.width // 8)
+        if not self._borrowed:
+            progress = self._switching(prompt.tags, progress)
         latents = sample(checkpoint, sampler, wanted, unwanted, size, seeds, request.steps, request.cfg_scale, progress)
         if not torch.isfinite(latents).all():
             raise UserError(

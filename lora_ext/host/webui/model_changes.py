@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from modules import script_callbacks, sd_models
 
+_originals: dict[str, Any] = {}
 
-def watch(tell: Callable[[Any], None]) -> None:
+
+def watch(tell: Callable[[Any], None], kept: Callable[[], AbstractContextManager[None]]) -> None:
     """Call `tell` with the model whenever one comes into use; to be called anew after each "Reload UI".
 
     The WebUI tells of what it loads, and is silent about an instance that it takes from memory (a refiner, with
-    several checkpoints kept): its own `set_sd_model` is the one place through which these come.
+    several checkpoints kept): its own `set_sd_model` is the one place through which these come. With a new instance it
+    encodes an empty prompt, for which it takes all networks out: those of a picture that a refiner goes on with are
+    `kept` over that.
     """
     unwatch()
     model_data = sd_models.model_data
@@ -23,10 +28,18 @@ def watch(tell: Callable[[Any], None]) -> None:
         if already_loaded:
             tell(model)
 
+    def get_empty_cond(sd_model: Any) -> Any:
+        with kept():
+            return _originals["get_empty_cond"](sd_model)
+
     model_data.set_sd_model = set_sd_model
+    _originals["get_empty_cond"] = sd_models.get_empty_cond
+    sd_models.get_empty_cond = get_empty_cond
     script_callbacks.on_model_loaded(tell, name="lora_workshop_tags")
 
 
 def unwatch() -> None:
     """End it; the WebUI drops its callbacks by itself."""
     vars(sd_models.model_data).pop("set_sd_model", None)
+    if "get_empty_cond" in _originals:
+        sd_models.get_empty_cond = _originals.pop("get_empty_cond")

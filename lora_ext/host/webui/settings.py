@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from modules import shared
+from modules import paths_internal, shared
 
+from lora_ext.apply.block_weights import preset_names, read_presets
 from lora_ext.host.webui import builtin_lora
 
 SECTION = ("lora_workshop", "LoRA Workshop")
 TAGS = "lora_workshop_tags"
+BLOCK_PRESETS = "lora_workshop_block_presets"
 OURS, BUILTIN = "LoRA Workshop", "built-in"
 UNKNOWN_THERE = "the built-in, which does not know networks in training"
+_BLOCK_WEIGHT_FILE = Path(paths_internal.extensions_dir, "sd-webui-lora-block-weight", "scripts", "lbwpresets.txt")
 LEFT = f"tags are left to {UNKNOWN_THERE} (Settings > LoRA Workshop)"
 
 
@@ -24,10 +28,25 @@ def register() -> None:
             {
                 TAGS: shared.OptionInfo(
                     OURS, "Who applies <lora:…> and <lyco:…> in prompts", gradio.Radio, {"choices": [OURS, BUILTIN]}
-                ).info("networks of a kind that LoRA Workshop cannot apply are left to the built-in in either case")
+                ).info("networks of a kind that LoRA Workshop cannot apply are left to the built-in in either case"),
+                BLOCK_PRESETS: shared.OptionInfo(
+                    "", "Your own presets for lbw= in tags, a line each", gradio.Textbox, {"lines": 4}
+                ).info(
+                    "like FACE:1,0,0,… with 17 or 26 numbers for SD1 and SD2, 12 or 20 for SDXL; "
+                    "those of the extension LoRA Block Weight are known too"
+                ),
             },
         )
     )
+
+
+def block_presets() -> dict[str, list[str]]:
+    """A person's own presets for `lbw=`: those in the settings, then those of the extension LoRA Block Weight."""
+    theirs = ""
+    if _BLOCK_WEIGHT_FILE.is_file():
+        theirs = _BLOCK_WEIGHT_FILE.read_text(encoding="utf-8", errors="replace")
+    own = read_presets(getattr(shared.opts, BLOCK_PRESETS, None) or "")
+    return {**{name: lists for name, lists in read_presets(theirs).items() if name not in preset_names()}, **own}
 
 
 def left_to_builtin() -> bool:

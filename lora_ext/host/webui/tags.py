@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modules import devices, errors, extra_networks, sd_models, shared
+from modules import devices, errors, extra_networks, script_callbacks, sd_models, shared
 from torch import nn
 
 from lora_ext.apply.active import ActiveNetworks
+from lora_ext.apply.schedule import has_schedule, tags_at
 from lora_ext.apply.tags import LoraTag, parse_tags
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.host.webui import builtin_lora, model_changes, settings
+from lora_ext.host.webui.sampling_steps import sampling_step
 from lora_ext.host.webui.state import get_host
 from lora_ext.host.webui.text_caches import reset_text_caches
 from lora_ext.networks.library import Identity, identity
@@ -36,10 +40,28 @@ class LoadedModel:
         self.active = ActiveNetworks(checkpoint, host.ledger, host.library)
         self.weights = checkpoint_weights(checkpoint)
         self.tags: list[LoraTag] = []
+        self.in_weights: list[LoraTag] = []
         self._reasons: dict[Hashable, str | None] = {}
         # Others load weights into parts of the model by themselves, so each part has the hook.
         parts = (sd_model, checkpoint.unet, *(encoder.module for encoder in checkpoint.text_encoders))
         self._hooks = [part._register_load_state_dict_pre_hook(self._before_loading) for part in parts]
+
+    def activate(self, tags: list[LoraTag]) -> list[str]:
+        """Make the weights those of the tags, as in all sampling steps; what a person should know."""
+        self.tags = self.in_weights = tags
+        return self.active.activate(tags)
+
+    def go_to_step(self, step: int) -> None:
+        """Make the weights those of one sampling step, counted from 0."""
+        tags = tags_at(self.tags, step)
+        if tags != self.in_weights:
+            self.active.activate(tags)
+            self.in_weights = tags
+
+    def deactivate(self) -> None:
+        """Restore the weights: there are no tags any more."""
+        self.tags = self.in_weights = []
+        self.active.deactivate()
 
     def belongs_to(self, sd_model: nn.Module) -> bool:
         """Whether this is of the given instance."""
@@ -51,6 +73,7 @@ class LoadedModel:
         The built-in drops its own backups then.
         """
         self.active.deactivate()
+        self.in_weights = []
 
     def close(self) -> None:
         """Restore the instance, and leave it."""
@@ -96,6 +119,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         self._left_files: list[Identity | None] = []
         self._conditions: dict[Hashable, Hashable] = {}
         self._logged: str | None = None
+        self._request: weakref.ref[Any] | None = None
 
     def activate(self, p: Any, params_list: Sequence[Any]) -> None:
         """Make the weights those of these tags; what goes wrong is shown with the image, not raised.
@@ -108,8 +132,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         except Exception as error:
             errors.report("LoRA Workshop: activating the networks of the prompt failed", exc_info=True)
             if self._model is not None:
-                self._model.tags = []
-                self._model.active.deactivate()
+                self._model.deactivate()
             _comment(p, f"LoRA Workshop: the networks of the prompt are left out: {error or type(error).__name__}")
 
     def deactivate(self, p: Any) -> None:
@@ -120,17 +143,43 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
 
     def model_changed(self, sd_model: nn.Module) -> None:
         """Another checkpoint renders, in this instance or another one (refiner): it gets the prompt's networks too."""
-        tags = self.tags
+        self._move_to(sd_model, self.tags)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The networks come back after the block, in which the WebUI takes them out."""
+        tags, request = self.tags, self._request
+        yield
+        self._move_to(sd_models.model_data.sd_model, tags)
+        self._request = request
+
+    def _move_to(self, sd_model: nn.Module, tags: list[LoraTag]) -> None:
         if self._model is None or not tags:
             return
         try:
             if not self._model.belongs_to(sd_model):
                 self.restore()
                 self._model = LoadedModel(sd_model)
-            self._model.tags = tags
-            self._model.active.activate(tags)
+            self._model.activate(tags)
         except UserError as error:
             _log.warning("LoRA Workshop leaves the networks of the prompt out of this checkpoint: %s", error)
+
+    def before_denoising(self, denoiser: Any) -> None:
+        """The model is about to be called: with a picture's networks that act in this step, and without the others.
+
+        Of the picture that the tags were activated for, that is: others may be rendered in between. The WebUI swallows
+        exceptions of callbacks, so the picture is ended where the weights cannot be changed.
+        """
+        if self._model is None or self._request is None or self._request() is not denoiser.p:
+            return
+        try:
+            with devices.without_autocast():
+                self._model.go_to_step(sampling_step(denoiser))
+        except Exception as error:
+            errors.report("LoRA Workshop: changing the networks between sampling steps failed", exc_info=True)
+            _comment(denoiser.p, f"LoRA Workshop: the picture was ended: {error or type(error).__name__}")
+            self._model.deactivate()
+            shared.state.interrupted = True
 
     @property
     def tags(self) -> list[LoraTag]:
@@ -160,6 +209,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             if reason not in (None, self._logged):
                 _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
             self._logged = reason
+            _tell_what_is_ours_alone(p, tags)
             self._leave_to_builtin(p, [params for params in params_list if live.isdisjoint(params.items[:1])], files)
             return
         _report_missing(p, [tag.name for tag, file in zip(tags, files, strict=True) if file is None])
@@ -172,9 +222,9 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             self._builtin_was_used = False
         hashes: dict[str, str] = {}
         if self._model is not None:
-            self._model.tags = tags
-            for message in self._model.active.activate(tags):
+            for message in self._model.activate(tags):
                 _comment(p, message)
+            self._request = weakref.ref(p) if has_schedule(tags) else None
             hashes = self._model.active.hashes()
         elif tags:
             _comment(p, f"LoRA Workshop: the networks of the prompt are left out: {reason}")
@@ -201,8 +251,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
 
     def _leave_to_builtin(self, p: Any, params_list: list[Any], files: list[Identity | None]) -> None:
         if self._model is not None:
-            self._model.tags = []
-            self._model.active.deactivate()
+            self._model.deactivate()
         if files != self._left_files:
             builtin_lora.restore_all(sd_models.model_data.sd_model)  # it would see a changed file as the same
         self._left_files = files
@@ -221,16 +270,23 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         self._conditions[key] = state
 
 
+def _before_denoising(params: Any) -> None:
+    _workshop_networks.before_denoising(params.denoiser)
+
+
 def register() -> None:
     """Take `lora` and `lyco` over; to be called whenever the app has started, as often as that is."""
+    script_callbacks.remove_callbacks_for_function(_before_denoising)
+    script_callbacks.on_cfg_denoiser(_before_denoising, name="lora_workshop_steps")
     extra_networks.register_extra_network(_workshop_networks)
     extra_networks.register_extra_network_alias(_workshop_networks, _ALIAS)
-    model_changes.watch(_workshop_networks.model_changed)
+    model_changes.watch(_workshop_networks.model_changed, _workshop_networks.kept)
 
 
 def unregister() -> None:
     """Restore the weights, and give `lora` and `lyco` back to the built-in where it is in operation."""
     model_changes.unwatch()
+    script_callbacks.remove_callbacks_for_function(_before_denoising)
     _workshop_networks.restore()
     handler = builtin_lora.network_handler()
     for names, name in ((extra_networks.extra_network_registry, _KIND), (extra_networks.extra_network_aliases, _ALIAS)):
@@ -245,9 +301,10 @@ def unregister() -> None:
 def _tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
     """The tags with their multipliers, and the settings' default network where they do not hold it."""
     written: list[LoraTag] = []
+    presets = settings.block_presets() if params_list else {}
     for params in params_list:
-        parsed = parse_tags(f"<{_KIND}:{':'.join(str(item) for item in params.items)}>")
-        written += parsed.tags
+        parsed = parse_tags(f"<{_KIND}:{':'.join(str(item) for item in params.items)}>", presets)
+        written += [tag for tag in parsed.tags if _has_its_epoch(p, tag)]
         for problem in parsed.problems:
             _comment(p, problem)
     default = getattr(shared.opts, "sd_lora", None)
@@ -267,8 +324,25 @@ def _files(tags: Sequence[LoraTag]) -> list[Identity | None]:
     if not tags:
         return []
     library = get_host().library
-    paths = (library.find(tag.name) for tag in tags)
+    paths = (library.find(tag.name, tag.epoch) for tag in tags)
     return [identity(path) if path is not None else None for path in paths]
+
+
+def _has_its_epoch(p: Any, tag: LoraTag) -> bool:
+    """Whether there may be a file for the tag; where its run has none of that epoch, which ones it has is told."""
+    try:
+        get_host().library.find(tag.name, tag.epoch)
+    except UserError as error:
+        _comment(p, f"{tag.text()} is left out: {error}")
+        return False
+    return True
+
+
+def _tell_what_is_ours_alone(p: Any, tags: Sequence[LoraTag]) -> None:
+    """Say which arguments the built-in, to which the tags are left, takes no notice of."""
+    for tag in tags:
+        if replace(tag, dyn=None).named_text():
+            _comment(p, f"{tag.text()}: epoch, lbw, start, stop and step mean nothing to the built-in")
 
 
 def _report_missing(p: Any, names: Sequence[str]) -> None:

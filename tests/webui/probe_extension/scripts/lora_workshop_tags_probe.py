@@ -112,6 +112,37 @@ def load_again():
     return {"tags": [tag.name for tag in extra_networks.extra_network_registry["lora"].tags]}
 
 
+def _a_weight():
+    """Of the model that is in use at the moment: a refiner may be another one."""
+    return sd_models.model_data.sd_model.model.diffusion_model.middle_block[1].proj_in.weight.detach()
+
+
+class Watched:
+    """Whether a weight of the U-Net is another one than at the start, in each call of the model since."""
+
+    def __init__(self):
+        self.original, self.calls, self.stop_after = None, [], None
+
+    def start(self, stop_after):
+        extra_networks.activate(processing.StableDiffusionProcessingTxt2Img(), {})
+        self.original, self.calls, self.stop_after = _a_weight().clone(), [], stop_after
+
+    def called(self, _):
+        if self.original is None:
+            return
+        self.calls.append(not torch.equal(_a_weight(), self.original))
+        if len(self.calls) == self.stop_after:
+            shared.state.interrupted = True
+
+    def seen(self):
+        calls, self.calls = "".join(".#"[changed] for changed in self.calls), []
+        return {"calls": calls}
+
+
+watched = Watched()
+script_callbacks.on_cfg_denoised(watched.called)
+
+
 def owner():
     """Who `lora` and `lyco` belong to, and whether that is the code which an import would give now."""
     lora, lyco = extra_networks.extra_network_registry["lora"], extra_networks.extra_network_aliases["lyco"]
@@ -127,6 +158,12 @@ def started(_, app):
     app.get("/lw-probe/tags/comments")(lambda: Comments.last)
     app.get("/lw-probe/tags/owner")(owner)
     app.post("/lw-probe/tags/load-again")(load_again)
+
+    app.get("/lw-probe/tags/calls")(watched.seen)
+
+    @app.post("/lw-probe/tags/watch")
+    def route_watch(body: dict):
+        return watched.start(body.get("stop_after"))
 
     @app.post("/lw-probe/tags/interleaved")
     def route_interleaved(body: dict):

@@ -1,0 +1,195 @@
+"""Reading safetensors files: the header alone, or all tensors into memory of our own; nothing stays mapped.
+
+A mapped file cannot be replaced on Windows, and changes under the reader where it is written in place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from lora_ext.protocols import UserError
+
+DTYPES: dict[str, torch.dtype] = {
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""In the order in which safetensors lays tensors of several dtypes out."""
+
+_LONGEST_HEADER = 32_000_000  # bytes; a hundred times what large networks with long captions have
+_MOST_DIMENSIONS = 8
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: bytes [begin, end) after the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """The tensors by name, the metadata, and how many bytes come before the first tensor."""
+
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+    data_start: int
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """The header alone.
+
+    Raises UserError where the file is missing, is no safetensors file, contradicts itself, or is shorter than its
+    header says.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _parsed_header(path, file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, about ten times as fast as the header where they come first; raises as `read_header` does."""
+    try:
+        with open(path, "rb") as file:
+            text = _header_text(path, file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    start = '{"__metadata__":'
+    if not text.startswith(start):
+        return _metadata(_table(path, text))
+    try:
+        metadata, _ = json.JSONDecoder().raw_decode(text, len(start))
+    except (ValueError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+    return _metadata({"__metadata__": metadata})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors in the dtypes they have, and the metadata; raises as `read_header` does."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            header = _parsed_header(path, file)
+            size = max((stored.end for stored in header.tensors.values()), default=0)
+            content = torch.empty(size, dtype=torch.uint8)
+            file.seek(header.data_start)
+            _fill(path, file, content.numpy().data if size else memoryview(b""))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return {name: _tensor(content, stored) for name, stored in header.tensors.items()}, header.metadata
+
+
+def _tensor(content: Tensor, stored: StoredTensor) -> Tensor:
+    data = content[stored.begin : stored.end]
+    if stored.begin % max(stored.dtype.itemsize, 1):
+        data = data.clone()  # elsewhere in memory, where the numbers are aligned
+    return data.view(stored.dtype).reshape(stored.shape)
+
+
+def _fill(path: Path, file: Any, content: memoryview) -> None:
+    done = 0
+    while done < len(content):
+        count = file.readinto(content[done:])
+        if not count:
+            raise UserError(f"{path} was changed while it was read: try again")
+        done += count
+
+
+def _header_text(path: Path, file: BinaryIO | Any) -> str:
+    size = path.stat().st_size
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
+        raise _no_safetensors(path, size)
+    raw = bytearray(length)
+    _fill(path, file, memoryview(raw))
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _no_safetensors(path) from error
+
+
+def _parsed_header(path: Path, file: BinaryIO | Any) -> SafetensorsHeader:
+    table = _table(path, _header_text(path, file))
+    metadata = _metadata(table)
+    table.pop("__metadata__", None)
+    tensors = {name: _stored(path, name, entry) for name, entry in table.items()}
+    start, size = file.tell(), path.stat().st_size
+    position = 0
+    for stored in sorted(tensors.values(), key=lambda stored: (stored.begin, stored.end)):
+        if stored.begin < position:
+            raise UserError(f"{path} has tensors that lie upon each other: it is damaged, get it again")
+        position = stored.end
+    if start + position > size:
+        raise UserError(f"{path} is cut off: it has {size} bytes of {start + position}; copy or download it again")
+    return SafetensorsHeader(tensors, metadata, start)
+
+
+def _table(path: Path, text: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+    if not isinstance(table, dict):
+        raise _no_safetensors(path)
+    return table
+
+
+def _metadata(table: dict[str, Any]) -> dict[str, str]:
+    metadata = table.get("__metadata__")
+    return {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _stored(path: Path, name: str, entry: Any) -> StoredTensor:
+    if not isinstance(entry, dict):
+        raise _no_safetensors(path)
+    shape, offsets, dtype = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets")), entry.get("dtype")
+    if shape is None or offsets is None or len(offsets) != 2 or len(shape) > _MOST_DIMENSIONS:
+        raise _no_safetensors(path)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UserError(
+            f"{path}: {name} is of the type {str(dtype)[:20]}, which is not known ({', '.join(DTYPES)}): "
+            "convert it with the program that made it"
+        )
+    begin, end = offsets
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise UserError(
+            f"{path} is no valid safetensors file: {name} of {shape} does not take {end - begin} bytes; get it again"
+        )
+    return StoredTensor(DTYPES[dtype], tuple(shape), begin, end)
+
+
+def _sizes(numbers: Any) -> list[int] | None:
+    """A list of sizes as JSON should have it; None for anything else."""
+    if isinstance(numbers, list) and all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        return numbers
+    return None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there")
+
+
+def _no_safetensors(path: Path, size: int | None = None) -> UserError:
+    if size == 0:
+        return UserError(f"{path} is empty: copy or download it again")
+    return UserError(f"{path} is no safetensors file, or is damaged: copy or download it again")
