@@ -111,9 +111,9 @@ def arm(phase):
 
     owner, name, calls = {
         "caching": (latents, "load_image", 2),
-        "first step": (step.TrainingStep, "update", 1),
-        "mid-run": (step.TrainingStep, "update", 3),
-        "out of memory": (step.TrainingStep, "update", 2),
+        "first step": (step.TrainingStep, "begin", 1),
+        "mid-run": (step.TrainingStep, "begin", 3),
+        "out of memory": (step.TrainingStep, "begin", 2),
         "saving": (saving, "write_network", 1),
         "preview": (sd_samplers_cfg_denoiser.CFGDenoiser, "forward", 2),
         "VAE of a preview": (devices, "test_for_nans", 2),
