@@ -28,7 +28,7 @@ def main() -> int:
     options = parse_arguments()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lora-workshop-bench-") as folder:
-        for size in ("demo", "full") if options.full else ("demo",):
+        for size in options.sizes:
             checkpoint = checkpoint_of(size, Path(folder))
             for name in options.only or MEASUREMENTS:
                 print(f"measuring {name} ({size}) …", file=sys.stderr, flush=True)
@@ -52,12 +52,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--full", action="store_true", help="also with a full-size SD1 of random weights (2 GB on disk)"
     )
+    parser.add_argument(
+        "--sdxl",
+        action="store_true",
+        help="SDXL of random weights instead, in bf16 with gradient checkpointing (7 GB on disk, 20 GB of memory)",
+    )
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="leave out the others; may be repeated")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
     parser.add_argument("--resolution", type=int, metavar="PX", help=f"default: {SIZES['demo'].resolution}")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: its own choice)")
     options = parser.parse_args()
     options.json = options.json.resolve() if options.json else None
+    options.sizes = ["sdxl"] if options.sdxl else ["demo", "full"] if options.full else ["demo"]
     return options
 
 

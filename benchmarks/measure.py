@@ -43,7 +43,7 @@ class StepTimes(Events):
 def training(host: StandaloneHost, size: Size, resolution: int, folder: Path) -> Iterator[Figure]:
     """Steps per second after the first few, with latents cached, text encoder trained."""
     train(host, size, resolution, folder, times := StepTimes())
-    seconds = statistics.median(times.seconds[WARMUP_STEPS:])
+    seconds = statistics.median(times.seconds[min(WARMUP_STEPS, size.training_steps - 1) :])
     yield f"training, {resolution} px, batch {size.batch}", 1 / seconds, "steps/s"
 
 
@@ -97,8 +97,9 @@ def main(name: str, size_name: str, checkpoint: str, device: str, resolution: st
         torch.set_num_threads(int(threads))
     measurement = {"training": training, "rendering": rendering, "switching": switching}[name]
     with tempfile.TemporaryDirectory(prefix="lora-workshop-bench-") as folder:
-        host = StandaloneHost(Path(checkpoint), Path(folder) / "home", device=device)
-        figures = list(measurement(host, SIZES[size_name], int(resolution), Path(folder)))
+        size = SIZES[size_name]
+        host = StandaloneHost(Path(checkpoint), Path(folder) / "home", device=device, dtype=size.dtype)
+        figures = list(measurement(host, size, int(resolution), Path(folder)))
     peak = peak_gb()
     keys = ("what", "value", "unit")
     print(json.dumps([{"size": size_name, **dict(zip(keys, each, strict=True)), "peak_gb": peak} for each in figures]))

@@ -21,29 +21,29 @@ class Size:
     training_steps: int
     images: int
     switches: int
+    dtype: str = "auto"
+    gradient_checkpointing: bool = False
 
 
 SIZES = {
     "demo": Size(resolution=64, batch=4, training_steps=24, images=6, switches=20),
     "full": Size(resolution=64, batch=1, training_steps=6, images=2, switches=6),
+    "sdxl": Size(256, 1, training_steps=2, images=1, switches=2, dtype="bfloat16", gradient_checkpointing=True),
 }
 
 
 def checkpoint_of(size: str, folder: Path) -> Path:
-    """The demo checkpoint, or a full-size one of random weights in fp16."""
+    """The demo checkpoint, or a full-size SD1 or SDXL of random weights in fp16."""
     if size == "demo":
         from lora_ext.demo.assets import demo_checkpoint_path
 
         return demo_checkpoint_path()
     import torch
 
-    from lora_ext.host.standalone.random_checkpoint import write_random_checkpoint
-    from lora_ext.host.standalone.unet import SD1_UNET
-    from lora_ext.host.standalone.vae import SD_VAE
+    from lora_ext.host.standalone.random_checkpoint import FULL_KINDS, write_random_kind
 
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    path = folder / "full-size.safetensors"
-    write_random_checkpoint(path, SD1_UNET, SD_VAE, text, dtype=torch.float16)
+    path = folder / f"{size}-size.safetensors"
+    write_random_kind(path, FULL_KINDS["sdxl" if size == "sdxl" else "sd1"], torch.float16)
     return path
 
 
@@ -73,5 +73,7 @@ def training_config(size: Size, resolution: int, pictures: Path, output: Path) -
             "max_train_epochs": "none",
             "max_train_steps": size.training_steps,
             "save_every_n_epochs": "none",
+            "mixed_precision": "bf16" if size.dtype == "bfloat16" else "no",
+            "gradient_checkpointing": size.gradient_checkpointing,
         }
     )

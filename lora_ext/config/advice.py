@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lora_ext.config.algorithms import HAS_ALPHA, trains_text_encoder
 from lora_ext.config.learning_rules import learning_advice
+from lora_ext.config.network_rules import network_advice
 from lora_ext.config.without_effect import without_effect
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ _CONSTANT = ("constant", "constant_with_warmup")
 
 def advice(config: TrainConfig) -> list[str]:
     """Every warning that the settings alone give reason for."""
-    checks = (_network, _rates, _optimizer, learning_advice, _noise, _captions, _pictures, _speed, without_effect)
+    checks = (
+        _network, network_advice, _rates, _optimizer, learning_advice, _noise, _captions, _pictures, _speed,
+        without_effect,
+    )  # fmt: skip
     return [text for check in checks for text in check(config)]
 
 
@@ -33,7 +38,7 @@ def trained_rates(config: TrainConfig) -> dict[str, float]:
     rates = {}
     for name, left_out in (
         ("unet_lr", network.network_train_text_encoder_only),
-        ("text_encoder_lr", network.network_train_unet_only),
+        ("text_encoder_lr", not trains_text_encoder(network)),
     ):
         own = getattr(learning, name)
         rate = learning.learning_rate if own is None else own
@@ -46,12 +51,12 @@ def _network(config: TrainConfig) -> Iterator[str]:
     network = config.network
     for rank_name, alpha_name in (("network_dim", "network_alpha"), ("conv_dim", "conv_alpha")):
         rank, alpha = getattr(network, rank_name), getattr(network, alpha_name)
-        if rank and alpha and alpha > rank:
+        if rank and alpha and alpha > rank and network.network_algorithm in HAS_ALPHA:
             yield (
                 f"{alpha_name} = {alpha:g} is above {rank_name} = {rank}: a step counts {alpha / rank:.3g} times, as "
                 f"with a higher learning rate, which burns quickly; set {alpha_name} to {rank / 2:g}"
             )
-    if network.network_dim > HIGHEST_USEFUL_RANK:
+    if network.network_dim > HIGHEST_USEFUL_RANK and network.network_algorithm in HAS_ALPHA - {"lokr"}:
         yield (
             f"network_dim = {network.network_dim}: above {HIGHEST_USEFUL_RANK} the file grows and the pictures do not "
             f"get better; set network_dim to {HIGHEST_USEFUL_RANK} or less"

@@ -10,6 +10,7 @@ from lora_ext.config.dataset_contradictions import dataset_contradictions
 from lora_ext.config.groups import DatasetSettings
 from lora_ext.config.learning_rules import learning_contradictions
 from lora_ext.config.loss_contradictions import loss_contradictions, validation_contradictions
+from lora_ext.config.network_rules import network_contradictions
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.run_rules import run_contradictions
 from lora_ext.config.sample_prompts import parse_sample_prompts, prompts_file
@@ -38,6 +39,7 @@ def contradictions(config: TrainConfig) -> Iterable[tuple[tuple[str, ...], str]]
         )
     yield from _bucket_contradictions(dataset)
     yield from run_contradictions(config)
+    yield from network_contradictions(config)
     yield from loss_contradictions(config.loss)
     yield from validation_contradictions(dataset, config.samples)
     yield from learning_contradictions(config)

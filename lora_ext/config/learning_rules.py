@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lora_ext.config.algorithms import has_kernels, trains_text_encoder
 from lora_ext.config.arguments import parse_arguments, parse_numbers
 from lora_ext.config.groups import LearningSettings, NetworkSettings
 from lora_ext.config.groups.learning import OPTIMIZERS, SCHEDULES
@@ -154,9 +155,11 @@ def _different_rates(config: TrainConfig) -> set[float]:
         rate = learning.learning_rate if learning.unet_lr is None else learning.unet_lr
         ratio = learning.loraplus_unet_lr_ratio or general or 1.0
         rates |= {rate * factor * each for factor in parse_numbers(learning.block_lr) or [1.0] for each in (1.0, ratio)}
-    if not network.network_train_unet_only:
-        rate = learning.learning_rate if learning.text_encoder_lr is None else learning.text_encoder_lr
-        rates |= {rate, rate * (learning.loraplus_text_encoder_lr_ratio or general or 1.0)}
+    if trains_text_encoder(network):
+        first = learning.learning_rate if learning.text_encoder_lr is None else learning.text_encoder_lr
+        second = first if learning.text_encoder_2_lr is None else learning.text_encoder_2_lr
+        ratio = learning.loraplus_text_encoder_lr_ratio or general or 1.0
+        rates |= {rate * each for rate in (first, second) for each in (1.0, ratio)}
     return {rate for rate in rates if rate > 0}
 
 
@@ -176,8 +179,7 @@ def learning_advice(config: TrainConfig) -> Iterable[str]:
         )
     if not sets_its_own_rate(learning) and not is_schedule_free(learning):
         yield from _without_effect(learning)
-    without_convolutions = network.conv_dim is None and not network.conv_block_dims.strip()
-    if without_convolutions and (network.conv_alpha is not None or network.conv_block_alphas.strip()):
+    if not has_kernels(network) and (network.conv_alpha is not None or network.conv_block_alphas.strip()):
         yield "an alpha of the convolutions is set and no conv_dim: the 3×3 convolutions are not trained"
     if learning.lr_scheduler in ("cosine_with_min_lr",) and learning.lr_scheduler_min_lr_ratio is None:
         yield "lr_scheduler = cosine_with_min_lr has no lr_scheduler_min_lr_ratio: the rate falls to 0, as cosine does"

@@ -6,17 +6,23 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from lora_ext.config.algorithms import has_kernels
 from lora_ext.config.arguments import argument_words
+from lora_ext.config.network_arguments import (
+    LYCORIS,
+    OF_BOTH,
+    OF_LEARNING,
+    OF_LYCORIS,
+    network_arguments,
+    network_module,
+)
 from lora_ext.config.sample_prompts import SAMPLERS, prompts_file
 from lora_ext.config.train_config import GROUP_TITLES, TrainConfig, all_settings, flat_values
 
-NETWORK_ARGUMENTS = (
-    "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
-    "conv_block_alphas", "loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio",
+_ONE_BY_ONE = (
+    *OF_BOTH, *OF_LYCORIS, *OF_LEARNING, "lora_fa", "network_algorithm", "network_preset", "block_lr",
+    "text_encoder_lr", "text_encoder_2_lr", "optimizer_args", "weight_decay", "lr_scheduler", "prediction_type",
 )  # fmt: skip
-"""Settings that sd-scripts takes as arguments of the network, each left out where it is off."""
-
-_ONE_BY_ONE = (*NETWORK_ARGUMENTS, "block_lr", "optimizer_args", "weight_decay", "lr_scheduler", "prediction_type")
 """Settings that are written in another form than `name = value`."""
 
 _OPTIMIZERS = (
@@ -49,7 +55,7 @@ def config_to_sd_scripts(config: TrainConfig, base_model: str = "") -> str:
             if declared.group == group and name not in _ONE_BY_ONE:
                 lines += _lines(name, values)
         if group == "network":
-            lines += _network_lines(values)
+            lines += _network_lines(config)
         elif group == "learning":
             lines += _learning_lines(values)
         elif group == "loss" and values["prediction_type"] != "auto":
@@ -119,26 +125,20 @@ _UNLIKE: dict[str, Callable[[dict[str, Any]], str]] = {
 """Why a value has no counterpart; empty where it has."""
 
 
-def _network_lines(values: dict[str, Any]) -> list[str]:
+def _network_lines(config: TrainConfig) -> list[str]:
     """The module and its arguments."""
-    off = {name: all_settings()[name].default for name in NETWORK_ARGUMENTS}
-    arguments = [f"{name}={_plain(values[name])}" for name in NETWORK_ARGUMENTS if values[name] != off[name]]
-    factors = [part.strip() for part in values["block_lr"].split(",")] if values["block_lr"].strip() else []
+    network, learning = config.network, config.learning
+    arguments = [f"{name}={_plain(value)}" for name, value in network_arguments(network, learning).items()]
+    factors = learning.block_lr.replace(" ", "").split(",") if learning.block_lr.strip() else []
     comments = []
-    if len(factors) == 25:
-        arguments += _block_rates(factors[:12], factors[12:13], factors[13:])
-    elif len(factors) == 23 and factors[0] == factors[-1] == "1":
-        arguments += _block_rates(factors[1:10], factors[10:13], factors[13:22])
-    elif factors:
-        comments = [f"# block_lr = {_toml(values['block_lr'])} ({_NOTHING})"]
-    lines = ['network_module = "networks.lora"']
+    if len(factors) == 23 and not factors[0] == factors[-1] == "1" or len(factors) not in (0, 23, 25):
+        arguments = [each for each in arguments if "_lr_weight=" not in each]
+        comments = [f"# block_lr = {_toml(learning.block_lr)} ({_NOTHING})"]
+    module = network_module(network)
+    if module == LYCORIS and network.network_preset.strip() == "attn-mlp" and has_kernels(network):
+        comments.append("# preset=full also adapts the first and the last convolution of SD1, which attn-mlp leaves")
+    lines = [f'network_module = "{module}"']
     return [*lines, *([f"network_args = {_toml(arguments)}"] if arguments else []), *comments]
-
-
-def _block_rates(*parts: list[str]) -> list[str]:
-    """The factors of the blocks on the way down, in the middle and on the way up."""
-    names = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-    return [f"{name}={','.join(part)}" for name, part in zip(names, parts, strict=True)]
 
 
 def _learning_lines(values: dict[str, Any]) -> list[str]:
@@ -147,6 +147,11 @@ def _learning_lines(values: dict[str, Any]) -> list[str]:
     if values["weight_decay"] is not None:
         arguments.append(f"weight_decay={_plain(values['weight_decay'])}")
     lines = [f"optimizer_args = {_toml(arguments)}"] if arguments else []
+    first, second = values["text_encoder_lr"], values["text_encoder_2_lr"]
+    if second is not None:
+        lines.append(f"text_encoder_lr = {_toml([values['learning_rate'] if first is None else first, second])}")
+    elif first is not None:
+        lines.append(f"text_encoder_lr = {_toml(first)}")
     schedule = values["lr_scheduler"]
     if schedule in _OWN_SCHEDULES:
         return [*lines, f"# lr_scheduler = {_toml(schedule)} ({_NOTHING})"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from lora_ext.config.algorithms import trains_text_encoder
+from lora_ext.config.network_rules import WITHOUT_EFFECT
+
 if TYPE_CHECKING:
     from lora_ext.config.train_config import TrainConfig
 
@@ -13,7 +16,7 @@ _Test = Callable[["TrainConfig"], bool]
 
 def without_effect(config: TrainConfig) -> Iterator[str]:
     """Each setting that is not at its default and does nothing, why, and what to set."""
-    for group, names, idle, why in _RULES:
+    for group, names, idle, why in (*_RULES, *WITHOUT_EFFECT):
         if not idle(config):
             continue
         settings = getattr(config, group)
@@ -42,9 +45,10 @@ def _draws_no_samples(config: TrainConfig) -> bool:
 
 
 _RULES: tuple[tuple[str, tuple[str, ...], _Test, str], ...] = (
-    ("learning", ("text_encoder_lr", "loraplus_text_encoder_lr_ratio", "stop_text_encoder_training"),
-     lambda c: c.network.network_train_unet_only,
-     ", because network_train_unet_only leaves the text encoder as it is"),
+    ("learning",
+     ("text_encoder_lr", "text_encoder_2_lr", "loraplus_text_encoder_lr_ratio", "stop_text_encoder_training"),
+     lambda c: not trains_text_encoder(c.network),
+     ", because network_train_unet_only or network_preset leaves the text encoder as it is"),
     ("learning", ("unet_lr", "loraplus_unet_lr_ratio", "block_lr"),
      lambda c: c.network.network_train_text_encoder_only,
      ", because network_train_text_encoder_only leaves the U-Net as it is"),

@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lora_ext.config.algorithms import HAS_DORA, HAS_SCALAR, HAS_TUCKER
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.protocols import UserError
 
-Algorithm = Literal[
-    "lora", "dylora", "loha", "lokr", "ia3", "full", "diag-oft", "boft", "glora", "tlora", "norm"
-]
+Algorithm = Literal["lora", "dylora", "loha", "lokr", "ia3", "full", "diag-oft", "boft", "glora", "tlora", "norm"]
 """LyCORIS' names; "norm" is what norm layers have, whatever the others have."""
 
 DecomposedAxis = Literal["", "out", "in"]
@@ -73,15 +72,6 @@ def form_of_settings(settings: NetworkSettings) -> AdapterForm:
     return only_its_own(form)
 
 
-HAS_TUCKER = frozenset({"lora", "loha", "lokr"})
-HAS_SCALAR = frozenset({"lora", "loha", "lokr", "glora"})
-HAS_DORA = frozenset({"lora", "loha", "lokr"})
-HAS_RANK = frozenset({"lora", "dylora", "loha", "lokr", "diag-oft", "boft", "glora", "tlora"})
-HAS_ALPHA = frozenset({"lora", "dylora", "loha", "lokr", "glora", "tlora"})
-HAS_UP_FACTORS = frozenset({"lora", "dylora", "tlora"})
-HAS_MAX_NORM = frozenset({"lora", "dylora", "loha", "lokr", "diag-oft", "boft", "full", "glora"})
-"""Which algorithms know a setting; the others do without it."""
-
 _OWN: dict[str, frozenset[str]] = {
     "tucker": HAS_TUCKER,
     "scalar": HAS_SCALAR,
@@ -120,11 +110,14 @@ class StoredForm:
 
 
 def stored_form(key: str, tensors: Mapping[str, Tensor]) -> StoredForm:
-    """Form, rank and alpha of the tensors of one module, by suffix; UserError where they are of no kind that is trained.
+    """Form, rank and alpha of the tensors of one module, by suffix.
 
-    LoKr's factor is left open: `stored_factor` finds it for a module.
+    In a saved state they have the names that `state_tensors` of adapters gives. LoKr's factor is left open. Raises
+    UserError where they are of no kind that is trained.
     """
     form, rank = _algorithm_and_rank(key, tensors)
+    if "scalar" in tensors:
+        form = replace(form, scalar=True)
     if "dora_scale" in tensors:
         form = replace(form, dora="out" if tensors["dora_scale"].shape[0] > 1 else "in")
     alpha = float(tensors["alpha"]) if "alpha" in tensors else float(rank)
@@ -141,6 +134,8 @@ def _algorithm_and_rank(key: str, tensors: Mapping[str, Tensor]) -> tuple[Adapte
             raise UserError(f"network_weights: {key} lacks {name}: the file is damaged")
         return int(tensors[name].shape[axis])
 
+    if "lora_down.0" in tensors or "lambda_layer" in tensors:
+        return _of_states(tensors)
     if "lora_up.weight" in tensors or "lora_down.weight" in tensors:
         size("lora_up.weight", 1)
         return AdapterForm(tucker="lora_mid.weight" in tensors), size("lora_down.weight", 0)
@@ -161,8 +156,17 @@ def _algorithm_and_rank(key: str, tensors: Mapping[str, Tensor]) -> tuple[Adapte
         size("weight", 0)
         return AdapterForm("ia3"), 1
     raise UserError(
-        f"network_weights: {key} has {', '.join(sorted(tensors)[:3])}, which is no kind of network that can be trained on"
+        f"network_weights: {key} has {', '.join(sorted(tensors)[:3])}, which is no kind of network that can be trained "
+        "on"
     )
+
+
+def _of_states(tensors: Mapping[str, Tensor]) -> tuple[AdapterForm, int]:
+    """Kinds whose tensors stand by themselves in saved states alone; files have them as LoRA."""
+    if "lambda_layer" in tensors:
+        return AdapterForm("tlora"), int(tensors["lambda_layer"].numel())
+    unit = int(tensors["lora_down.0"].shape[0])
+    return AdapterForm("dylora", unit=unit), unit * sum(name.startswith("lora_down.") for name in tensors)
 
 
 def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[AdapterForm, int]:

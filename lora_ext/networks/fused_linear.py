@@ -27,10 +27,9 @@ def is_untouched(module: nn.Module) -> bool:
 
 def can_fuse(x: Tensor, *weights: Tensor) -> bool:
     """Whether all is fp32 on a processor, and stays so."""
-    return (
-        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *weights))
-        and not autocasts("cpu")
-    )
+    return all(
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *weights)
+    ) and not autocasts("cpu")
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType
 from lora_ext.config.face_crop import face_crop_range
+from lora_ext.config.groups import LearningSettings
+from lora_ext.config.network_arguments import network_arguments, network_module
 from lora_ext.config.resolution import resolution_of
 from lora_ext.config.train_config import TrainConfig
 
@@ -145,7 +147,7 @@ def _learning_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
     learning, network, memory = config.learning, config.network, config.memory
     return {
         "learning_rate": learning.learning_rate,
-        "text_encoder_lr": learning.text_encoder_lr,
+        "text_encoder_lr": _text_encoder_rates(learning),
         "unet_lr": learning.unet_lr,
         "gradient_checkpointing": memory.gradient_checkpointing,
         "gradient_accumulation_steps": learning.gradient_accumulation_steps,
@@ -154,7 +156,7 @@ def _learning_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "optimizer": facts.optimizer or learning.optimizer_type,
         "max_grad_norm": learning.max_grad_norm,
         "seed": learning.seed,
-        "network_module": "networks.lora",
+        "network_module": network_module(network),
         "network_dim": network.network_dim,
         "network_alpha": network.network_alpha,
         "network_dropout": network.network_dropout or None,
@@ -168,24 +170,15 @@ def _learning_values(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def _text_encoder_rates(learning: LearningSettings) -> float | list[float | None] | None:
+    """The rate, or both as a list, as sd-scripts has them."""
+    first, second = learning.text_encoder_lr, learning.text_encoder_2_lr
+    return first if second is None else [learning.learning_rate if first is None else first, second]
+
+
 def _network_args(config: TrainConfig) -> dict[str, str]:
     """What sd-scripts takes as `network_args`, as text; only what is set."""
-    names = (
-        "conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas",
-        "rank_dropout", "module_dropout", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
-        "loraplus_text_encoder_lr_ratio",
-    )  # fmt: skip
-    values = {**asdict(config.network), **asdict(config.learning)}
-    rates = config.learning.block_lr.replace(" ", "").split(",")
-    first, middle = (1, 3) if len(rates) == 23 else (0, 1)  # SDXL's numbers begin and end with what has no adapters
-    half = (len(rates) - 2 * first - middle) // 2
-    parts = {
-        "down_lr_weight": rates[first : first + half],
-        "mid_lr_weight": rates[first + half : first + half + middle],
-        "up_lr_weight": rates[first + half + middle : first + 2 * half + middle],
-    }
-    by_block = {name: ",".join(part) for name, part in parts.items()} if len(rates) > 1 else {}
-    return {name: str(values[name]) for name in names if values[name]} | by_block
+    return {name: str(value) for name, value in network_arguments(config.network, config.learning).items()}
 
 
 def _loss_values(config: TrainConfig) -> dict[str, Any]:

@@ -12,17 +12,10 @@ from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import text_modules, unet_module_names
+from lora_ext.config.algorithms import HAS_ALPHA, HAS_RANK, KERNEL_PRESETS, is_own_preset
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.blocks import block_index, number_of_block, numbers_by_block
-from lora_ext.networks.forms import (
-    HAS_ALPHA,
-    HAS_RANK,
-    PLAIN,
-    AdapterForm,
-    effective_alpha,
-    form_of_settings,
-    only_its_own,
-)
+from lora_ext.networks.forms import PLAIN, AdapterForm, effective_alpha, form_of_settings, only_its_own
 from lora_ext.networks.presets import Preset, Role, filter_lines, filter_pattern, find_preset, matches
 from lora_ext.protocols import UserError
 
@@ -50,6 +43,11 @@ class Target:
     group: TargetGroup
     block: int | None = None
     form: AdapterForm = PLAIN
+
+    @property
+    def is_in_second_encoder(self) -> bool:
+        """Whether it belongs to SDXL's second text encoder."""
+        return self.key.startswith("lora_te2_")
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def select_targets(
     if not found:
         raise UserError(
             f"{checkpoint.name}: none of its modules is one that a network adapts under these settings "
-            f"(network_preset = {settings.network_preset}), or all are left out by name or by block: load a Stable "
+            f"(network_preset = {settings.network_preset}), or all are left out by block or by name: load a Stable "
             "Diffusion checkpoint, and leave a block"
         )
     return Selection(sorted(found, key=lambda target: target.key), notes + made.notes())
@@ -222,7 +220,7 @@ class _TargetMaker:
             numbers_by_block(name, getattr(settings, name), kind)
             for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
         )
-        own = preset.kernels and settings.network_preset.strip() != "attn-mlp"
+        own = preset.kernels and (settings.network_preset.strip() in KERNEL_PRESETS or is_own_preset(settings))
         self.conv_dim = settings.conv_dim if settings.conv_dim is not None else settings.network_dim if own else 0
         fallback = settings.network_alpha if own else 1.0
         self.conv_alpha = fallback if settings.conv_alpha is None else settings.conv_alpha
@@ -255,9 +253,7 @@ class _TargetMaker:
                 changes |= override.changes
         return changes
 
-    def _made(
-        self, candidate: Candidate, block: int | None, changes: dict[str, Any]
-    ) -> tuple[AdapterForm, int, float]:
+    def _made(self, candidate: Candidate, block: int | None, changes: dict[str, Any]) -> tuple[AdapterForm, int, float]:
         if candidate.is_norm:
             return AdapterForm("norm"), 1, 1.0
         kept = {name: value for name, value in changes.items() if name not in ("rank", "alpha")}

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_ext.config.algorithms import HAS_UP_FACTORS, has_kernels, is_own_preset, trains_text_encoder
 from lora_ext.config.arguments import parse_arguments, parse_numbers
 from lora_ext.config.learning_rules import sets_its_own_rate
 from lora_ext.config.train_config import TrainConfig
-from lora_ext.networks.blocks import adapted_blocks, number_of_block
 from lora_ext.networks.adapters.base import Adapter
-from lora_ext.networks.targets import adapts_convolutions
+from lora_ext.networks.blocks import adapted_blocks, number_of_block
+from lora_ext.networks.targets import Target
 from lora_ext.protocols import UserError
 from lora_ext.training.class_paths import check_arguments, class_at, make
 from lora_ext.training.optimizers import make_optimizer
@@ -29,17 +30,22 @@ _PARTS = ("unet", "text_encoder")
 
 @dataclass(frozen=True)
 class RateGroup:
-    """Parameters that share a learning rate: those of a part, of the blocks with a factor, of the up weights."""
+    """Parameters that share a learning rate: those of a part, of the blocks with a factor, of the up weights.
+
+    `is_second`: those of SDXL's second text encoder, where it has a rate of its own.
+    """
 
     part: str
     factor: float
     is_up: bool
     rate: float
+    is_second: bool = False
 
     @property
     def label(self) -> str:
         """The group's name in logs: "unet", "unet x0.5", "text_encoder up"."""
-        return self.part + (f" x{self.factor:g}" if self.factor != 1.0 else "") + (" up" if self.is_up else "")
+        part = f"{self.part} 2" if self.is_second else self.part
+        return part + (f" x{self.factor:g}" if self.factor != 1.0 else "") + (" up" if self.is_up else "")
 
 
 def learning_rates(config: TrainConfig) -> dict[str, float]:
@@ -51,14 +57,26 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
     rates: dict[str, float] = {}
     if not network.network_train_text_encoder_only:
         rates["unet"] = learning.learning_rate if learning.unet_lr is None else learning.unet_lr
-    if not network.network_train_unet_only:
-        own = learning.text_encoder_lr
-        rates["text_encoder"] = learning.learning_rate if own is None else own
+    if trains_text_encoder(network):
+        first, second = text_encoder_rates(config)
+        rates["text_encoder"] = first or second
     trained = {part: rate for part, rate in rates.items() if rate > 0}
     if not trained:
         names = ", ".join("unet_lr" if part == "unet" else "text_encoder_lr" for part in rates)
         raise UserError(f"nothing is left to train: {names} = 0; set learning_rate, or a rate of its own, above 0")
     return trained
+
+
+def text_encoder_rates(config: TrainConfig) -> tuple[float, float]:
+    """The rates of the first text encoder and of SDXL's second one."""
+    learning = config.learning
+    first = learning.learning_rate if learning.text_encoder_lr is None else learning.text_encoder_lr
+    return first, first if learning.text_encoder_2_lr is None else learning.text_encoder_2_lr
+
+
+def has_rate(config: TrainConfig, target: Target) -> bool:
+    """Whether a target's text encoder has a rate above 0; the U-Net's always have here."""
+    return target.group == "unet" or text_encoder_rates(config)[target.is_in_second_encoder] > 0
 
 
 def block_factors(config: TrainConfig) -> list[float] | None:
@@ -69,14 +87,16 @@ def block_factors(config: TrainConfig) -> list[float] | None:
 def rate_groups(config: TrainConfig) -> list[RateGroup]:
     """The groups that a run's optimizer has, the U-Net's first; blocks with the same factor share one."""
     factors = block_factors(config)
-    blocks = adapted_blocks(len(factors), adapts_convolutions(config.network)) if factors is not None else ()
+    everywhere = has_kernels(config.network) or config.network.network_preset.strip() == "full-lin"
+    blocks = adapted_blocks(len(factors), everywhere) if factors is not None else ()
     of_unet = {factors[block] for block in blocks} if factors is not None else {1.0}
-    groups = (
+    groups = {
         group
         for part in learning_rates(config)
         for factor in (of_unet if part == "unet" else {1.0})
-        for group in _groups_of(config, part, factor)
-    )
+        for is_second in (False, True)
+        for group in _groups_of(config, part, factor, is_second)
+    }
     return sorted(groups, key=_order)
 
 
@@ -91,7 +111,7 @@ def parameter_groups(config: TrainConfig, adapters: Mapping[str, Adapter]) -> li
     for adapter in adapters.values():
         part = adapter.target.group
         factor = number_of_block(factors if part == "unet" else None, adapter.target.block, 1.0)
-        groups = _groups_of(config, part, factor)
+        groups = _groups_of(config, part, factor, adapter.target.is_in_second_encoder)
         if groups:
             others, ups = adapter.split_parameters()
             if others:
@@ -105,7 +125,7 @@ def parameter_groups(config: TrainConfig, adapters: Mapping[str, Adapter]) -> li
     return [_group(group, members[group]) for group in sorted(members, key=_order)]
 
 
-def _groups_of(config: TrainConfig, part: str, factor: float) -> list[RateGroup]:
+def _groups_of(config: TrainConfig, part: str, factor: float, is_second: bool) -> list[RateGroup]:
     """The groups of a part's blocks with a factor: one, or with LoRA+ one for each of down and up; none for 0.
 
     LoRA+ (Hayou et al. 2024, arXiv:2402.12354) is a factor on the rate of the up weights.
@@ -113,15 +133,20 @@ def _groups_of(config: TrainConfig, part: str, factor: float) -> list[RateGroup]
     learning = config.learning
     own = learning.loraplus_unet_lr_ratio if part == "unet" else learning.loraplus_text_encoder_lr_ratio
     ratio, rate = own or learning.loraplus_lr_ratio, learning_rates(config)[part] * factor
+    first, second = text_encoder_rates(config)
+    is_second = is_second and part == "text_encoder" and first != second
+    if part == "text_encoder":
+        rate = second if is_second else first
     if not rate:
         return []
-    groups = [RateGroup(part, factor, False, rate)]
-    return groups if ratio is None else [*groups, RateGroup(part, factor, True, rate * ratio)]
+    groups = [RateGroup(part, factor, False, rate, is_second)]
+    has_ups = config.network.network_algorithm in HAS_UP_FACTORS or is_own_preset(config.network)
+    return groups if ratio is None or not has_ups else [*groups, RateGroup(part, factor, True, rate * ratio, is_second)]
 
 
-def _order(group: RateGroup) -> tuple[int, float, bool]:
-    """The U-Net before the text encoder, large factors before small ones, down before up."""
-    return _PARTS.index(group.part), -group.factor, group.is_up
+def _order(group: RateGroup) -> tuple[int, bool, float, bool]:
+    """The U-Net before the text encoders, large factors before small ones, down before up."""
+    return _PARTS.index(group.part), group.is_second, -group.factor, group.is_up
 
 
 def _group(group: RateGroup, parameters: Sequence[Tensor]) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, find_targets
 from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
-from lora_ext.training.first_weights import BaseNetwork, like_file, merged, possible_targets
+from lora_ext.training.first_network import like_tensors
+from lora_ext.training.first_weights import BaseNetwork, merged
 from lora_ext.training.freezing import frozen
 from lora_ext.training.precision import computing_in, training_dtype
+from lora_ext.training.rates import has_rate
 
 
 class Session:
@@ -57,10 +59,9 @@ class Session:
         settings = self.config.network
         factors = numbers_by_block("block_lr", self.config.learning.block_lr, self.checkpoint.architecture)
         if self._like is not None:
-            possible = [each for each in possible_targets(self.checkpoint, settings) if each.group in self._parts]
-            return like_file(possible, self._like)
+            return like_tensors(self.checkpoint, settings, list(self._parts), self._like)
         found = find_targets(self.checkpoint, settings, factors)
-        return [each for each in found if each.group in self._parts]
+        return [each for each in found if each.group in self._parts and has_rate(self.config, each)]
 
     def attach(self, network: Network) -> None:
         """Put the network into the forward pass, with gradient checkpointing where the settings want it."""

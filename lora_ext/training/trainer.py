@@ -21,7 +21,8 @@ from lora_ext.networks.network import Network
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import caption_warnings
-from lora_ext.training.first_weights import begin_with, first_network, read_base_networks
+from lora_ext.training.first_network import begin_with, first_network
+from lora_ext.training.first_weights import read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for

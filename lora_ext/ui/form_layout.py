@@ -38,14 +38,24 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Text encoder": ("max_token_length", "caption_chunks", "clip_skip"),
     },
     "network": {
-        "Shape": ("conv_dim", "conv_alpha", "network_train_unet_only", "network_train_text_encoder_only"),
-        "Regularisation": ("network_dropout", "rank_dropout", "module_dropout", "scale_weight_norms"),
+        "Algorithm": ("network_algorithm", "rs_lora", "dora_wd", "wd_on_output", "lora_fa"),
+        "Adapted modules": (
+            "network_preset", "conv_dim", "conv_alpha", "train_norm", "network_train_unet_only",
+            "network_train_text_encoder_only", "network_include", "network_exclude",
+        ),
+        "Regularisation": (
+            "network_dropout", "rank_dropout", "rank_dropout_scale", "module_dropout", "scale_weight_norms",
+        ),
         "Begin with": ("network_weights", "dim_from_weights", "base_weights", "base_weights_multiplier"),
         "By block": ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"),
+        "Of single algorithms": (
+            "use_tucker", "use_scalar", "block_size", "factor", "decompose_both", "full_matrix",
+            "unbalanced_factorization", "constraint", "rescaled",
+        ),
     },
     "learning": {
         "Rates": (
-            "unet_lr", "text_encoder_lr", "stop_text_encoder_training", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
+            "unet_lr", "text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
             "loraplus_text_encoder_lr_ratio", "block_lr",
         ),
         "Optimizer": ("optimizer_type", "weight_decay", "max_grad_norm", "ema_decay", "optimizer_args"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from lora_ext.config.algorithms import has_kernels
 from lora_ext.config.fields import Setting
 from lora_ext.config.imports import import_text
+from lora_ext.config.network_arguments import LYCORIS, network_module
 from lora_ext.config.sd_scripts_export import config_to_sd_scripts
 from lora_ext.config.train_config import all_settings, flat_values, make_config
 from lora_ext.protocols import ConfigError
@@ -82,6 +85,8 @@ def test_exported_and_imported_it_is_the_same(data: st.DataObject) -> None:
         config = make_config(drawn)
     except ConfigError:
         reject()
+    if network_module(config.network) == LYCORIS and has_kernels(config.network):
+        reject()  # LyCORIS has no counterpart of attn-mlp with convolutions: preset=full is written, which is another
     imported = import_text(config_to_sd_scripts(config))
     before, after = flat_values(config), flat_values(imported.config)
     assert {name: after[name] for name in known} == {name: before[name] for name in known}
@@ -107,6 +112,41 @@ def test_the_file_is_one_for_sd_scripts() -> None:
     assert (document["sample_sampler"], document["v_parameterization"]) == ("euler_a", True)
     assert (document["base_weights"], document["base_weights_multiplier"]) == (["a.safetensors"], [0.5])
     assert not [name for name, value in document.items() if isinstance(value, dict)]
+
+
+@pytest.mark.parametrize(
+    ("values", "module", "arguments"),
+    [
+        ({"conv_dim": 4}, "networks.lora", ["conv_dim=4"]),
+        ({"lora_fa": True}, "networks.lora_fa", None),
+        ({"network_preset": "full"}, "lycoris.kohya", ["algo=lora", "preset=full"]),
+        (
+            {"network_algorithm": "lokr", "factor": 8, "dora_wd": True, "wd_on_output": False},
+            "lycoris.kohya", ["algo=lokr", "preset=attn-mlp", "dora_wd=True", "wd_on_output=False", "factor=8"],
+        ),
+        (
+            {"network_algorithm": "loha", "conv_dim": 4, "use_tucker": True},
+            "lycoris.kohya", ["algo=loha", "preset=full", "conv_alpha=1.0", "conv_dim=4", "use_tucker=True"],
+        ),
+        ({"network_algorithm": "dylora", "block_size": 8}, "lycoris.kohya",
+         ["algo=dylora", "preset=attn-mlp", "block_size=8"]),
+        ({"network_algorithm": "ia3", "network_preset": "ia3"}, "lycoris.kohya", ["algo=ia3", "preset=ia3"]),
+    ],
+)  # fmt: skip
+def test_other_algorithms_are_lycoris_own(values: dict[str, Any], module: str, arguments: list[str] | None) -> None:
+    config = make_config({"output_name": "cat", **values})
+    document = tomllib.loads(config_to_sd_scripts(config))
+    assert (document["network_module"], document.get("network_args")) == (module, arguments)
+    imported = flat_values(import_text(config_to_sd_scripts(config)).config)
+    changed = values if "conv_dim" not in values else {"network_algorithm": values.get("network_algorithm", "lora")}
+    assert {name: imported[name] for name in changed} == changed
+
+
+def test_two_text_encoders_have_a_list_of_rates() -> None:
+    text = config_to_sd_scripts(make_config({"text_encoder_lr": 1e-5, "text_encoder_2_lr": 2e-6}))
+    assert tomllib.loads(text)["text_encoder_lr"] == [1e-5, 2e-6]
+    imported = import_text(text).config.learning
+    assert (imported.text_encoder_lr, imported.text_encoder_2_lr) == (1e-5, 2e-6)
 
 
 def test_what_sd_scripts_lacks_stands_as_a_comment() -> None:

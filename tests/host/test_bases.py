@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_ext.checkpoint.conditioning import Frame, encode_prompts, frame_vectors
 from lora_ext.checkpoint.text.openclip import SD2_TEXT, SDXL_TEXT_2, OpenClipConfig, OpenClipText
 from lora_ext.host.standalone.architecture import openclip_config
 from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml, read_checkpoint_yaml
+from lora_ext.host.standalone.host import StandaloneHost
 from lora_ext.host.standalone.loader import LoadedCheckpoint, load_checkpoint
-from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, write_random_kind
-from lora_ext.protocols import UserError
+from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, TINY_TEXT, write_random_kind
+from lora_ext.protocols import GenerateRequest, UserError
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent / "data"
@@ -154,3 +156,74 @@ def test_what_is_written_beside_a_checkpoint_is_read_again(name: str, tiny_kind_
     assert (described.num_heads, described.num_head_channels) == (kind.unet.num_heads, kind.unet.num_head_channels)
     assert described.prediction_type == kind.prediction_type
     assert described.openclip_heads == (kind.openclip.heads if kind.openclip else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TINY_KINDS))
+def test_pictures_of_every_kind(name: str, tiny_kind_path: Paths, tmp_path: Path) -> None:
+    """The same picture again, another with another prompt, and the same after a network was applied and left out."""
+    host = StandaloneHost(tiny_kind_path(name), tmp_path / "home", device="cpu", dtype="float32")
+    request = GenerateRequest("a cat", width=64, height=48, steps=2, seed=3, cfg_scale=4.0)
+
+    def drawn(**changed: Any) -> bytes:
+        [picture] = host.generate(replace(request, **changed))
+        assert picture.image.size == (64, 48) and picture.messages == ()
+        return picture.image.tobytes()
+
+    first = drawn()
+    assert drawn() == first != drawn(prompt="a dog")
+    assert drawn(negative_prompt="blurry") != first
+    keys = {"SDXL": "lora_unet_middle_block_1_proj_in"}
+    key = keys.get(host.loaded.checkpoint.architecture, "lora_unet_mid_block_attentions_0_proj_in")
+    tensors = {f"{key}.lora_{side}.weight": torch.randn(shape) for side, shape in (("down", (2, 64)), ("up", (64, 2)))}
+    save_file(tensors, str(host.folders().networks[0] / "some.safetensors"))
+    assert drawn(prompt="a cat <lora:some:1>") != first == drawn()
+
+
+def test_sdxl_takes_zeros_for_an_empty_negative_prompt(tiny_kind_path: Paths, tmp_path: Path) -> None:
+    host = StandaloneHost(tiny_kind_path("sdxl"), tmp_path / "home", device="cpu", dtype="float32")
+    checkpoint, seen = host.loaded.checkpoint, []
+    original = checkpoint.unet.forward
+
+    def forward(x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor) -> Tensor:
+        seen.append((context, y))
+        result: Tensor = original(x, timesteps, context, y)
+        return result
+
+    checkpoint.unet.__dict__["forward"] = forward
+    for negative in ("", "blurry"):
+        host.generate(GenerateRequest("a cat", negative, width=64, height=48, steps=1, seed=3))
+    (context, y), (other, _) = seen
+    assert context[1].eq(0).all() and y[1, :32].eq(0).all() and context[0].ne(0).any() and y[0, :32].ne(0).any()
+    assert other[1].ne(0).any()
+    expected = frame_vectors([Frame((64, 48), (0, 0), (64, 48))])[0]
+    assert y[0, 32:].equal(expected) and y[1, 32:].equal(expected)
+
+
+@torch.no_grad()
+def test_sdxl_from_the_file_on_equals_diffusers_and_transformers(tiny_kind_path: Paths) -> None:
+    """Nothing of ours but loader and networks on one side, nothing of ours on the other."""
+    from diffusers_conversion import diffusers_unet
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    checkpoint = load(tiny_kind_path("sdxl")).checkpoint
+    state = load_file(str(tiny_kind_path("sdxl")))
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+    both = encode_prompts(checkpoint.text_encoders, ["a photo of a cat"])
+    clip = CLIPTextModel(CLIPTextConfig(**TINY_TEXT)).eval()
+    clip.load_state_dict(part("conditioner.embedders.0.transformer."), strict=False)
+    ids = checkpoint.text_encoders[0].tokenize(["a photo of a cat"], 75)[:, 0]
+    expected = clip(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(both.context[:, :, :32], expected, atol=1e-5, rtol=0)
+    assert both.context.shape == (1, 77, 64) and both.pooled is not None
+
+    latents, timesteps = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([500])
+    vector = both.vector([Frame.whole((64, 64))])
+    theirs = diffusers_unet(part("model.diffusion_model."), TINY_KINDS["sdxl"].unet)
+    predicted = theirs(latents, timesteps, both.context, class_labels=vector).sample
+    ours = checkpoint.unet(latents, timesteps, both.context, vector)
+    assert predicted.std() > 0.1
+    torch.testing.assert_close(ours, predicted, atol=1e-4, rtol=0)

@@ -6,7 +6,6 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,13 +83,6 @@ def test_broken_pictures_keep_a_run_from_starting(
     (folder / "1.txt").write_bytes(b"\xff\xfe\xfa")
     message = refusal(checkpoint, config, tmp_path / "out")
     assert "0.png" in message and "1.txt" in message
-
-
-def test_an_architecture_of_two_encoders_is_refused(
-    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
-) -> None:
-    message = refusal(replace(checkpoint, architecture="SDXL"), small_config(), tmp_path / "out")
-    assert "SDXL" in message and "SD1" in message
 
 
 def test_five_bad_steps_in_a_row_end_the_run(

@@ -147,8 +147,9 @@ class OpenClipTextEncoder(ChunkedTextEncoder):
         batch_first = self._blocks[0].attn.batch_first
         x = x if batch_first else x.transpose(0, 1)  # (77, batch, width)
         hidden = [x]
-        for block in self._blocks[: self.layers]:
-            hidden.append(block(hidden[-1], attn_mask=mask))
+        with explicit_attention([self]):  # older torch does not cast the mask of its own under autocast
+            for block in self._blocks[: self.layers]:
+                hidden.append(block(hidden[-1], attn_mask=mask))
         return hidden if batch_first else [each.transpose(0, 1) for each in hidden]
 
 
@@ -156,8 +157,9 @@ class OpenClipTextEncoder(ChunkedTextEncoder):
 def explicit_attention(encoders: Iterable[TextEncoder]) -> Iterator[None]:
     """Let the fused attention of the encoders' layers go through q_proj, k_proj, v_proj and out_proj as modules.
 
-    Where they are not called as modules, adapters have no say in their forward. Works through each instance's
-    `forward`, which is as it was afterwards.
+    Where they are not called as modules, adapters have no say in their forward. `OpenClipTextEncoder` does so while it
+    encodes; this is for those who run the module themselves (a host's pictures, gradient checkpointing in the backward
+    pass). Works through each instance's `forward`, which is as it was afterwards.
     """
     undo: list[tuple[nn.Module, Any]] = []
     try:

@@ -62,6 +62,7 @@ class CaptionSettings:
         choices=TEXT_CHUNKINGS, sd_scripts="",
     )  # fmt: skip
     clip_skip: int = setting(
-        1, "Clip skip", "1 takes the text encoder's last layer; 2, the one before it, suits anime bases.",
+        1, "Clip skip",
+        "1 takes the text encoder's last layer; 2, the one before it, suits anime bases; SDXL has its own.",
         minimum=1, maximum=12,
     )  # fmt: skip

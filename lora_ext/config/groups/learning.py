@@ -28,6 +28,10 @@ class LearningSettings:
     text_encoder_lr: float | None = setting(
         None, "Text-encoder rate", "Learning rate of the text encoder's part; half of the U-Net's is usual.", minimum=0
     )
+    text_encoder_2_lr: float | None = setting(
+        None, "Rate of text encoder 2", "SDXL's second text encoder; none takes the text-encoder rate.", minimum=0,
+        sd_scripts="",
+    )  # fmt: skip
     block_lr: str = setting(
         "", "Rates by block",
         "25 factors on the U-Net's rate for SD1's blocks (12 in, 1 middle, 12 out), 23 for SDXL's; 0 leaves it out.",

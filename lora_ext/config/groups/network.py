@@ -91,17 +91,21 @@ class NetworkSettings:
         False, "Trained scalar", "A trained factor on each adapter, which begins at 0; for lora, loha, lokr and glora."
     )
     rank_dropout_scale: bool = setting(
-        False, "Scaled rank dropout", "What rank dropout leaves is made up for; lora does that at all times."
-    )
+        False, "Scaled rank dropout", "What rank dropout leaves is made up for; lora does that at all times.",
+        sd_scripts="",
+    )  # fmt: skip
     block_size: int = setting(
-        4, "DyLoRA unit", "DyLoRA trains so many ranks at a time; the rank is a multiple of it.", minimum=1, maximum=1024
-    )
+        4, "DyLoRA unit", "dylora trains so many ranks at a time; the rank is a multiple of it.",
+        minimum=1, maximum=1024,
+    )  # fmt: skip
     factor: int = setting(
         -1, "LoKr factor", "Size of LoKr's small factor: 4 to 16 usually; -1 makes both about as large, the smallest.",
         minimum=-1, maximum=4096,
     )  # fmt: skip
     decompose_both: bool = setting(False, "LoKr: both low-rank", "LoKr's small factor is low-rank too where it can be.")
-    full_matrix: bool = setting(False, "LoKr: full matrices", "Neither of LoKr's factors is low-rank; the rank is not used.")
+    full_matrix: bool = setting(
+        False, "LoKr: full matrices", "Neither of LoKr's factors is low-rank; the rank is not used."
+    )
     unbalanced_factorization: bool = setting(
         False, "LoKr: unbalanced", "LoKr's small factor has the larger number of outputs."
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_ext.config.groups.learning import OPTIMIZERS
 from lora_ext.config.imports.explained import EXPLAINED, PROGRAMS
-from lora_ext.config.imports.networks import arguments_of, carry_network
+from lora_ext.config.imports.networks import HIGHEST_RANK, arguments_of, carry_network, stands_for_whole
 from lora_ext.config.imports.result import Carried, joined
 from lora_ext.config.imports.schedules import carry_schedule
 from lora_ext.config.resolution import resolution_of
@@ -37,8 +37,9 @@ SD_SCRIPTS_DEFAULTS: dict[str, Any] = {
 NETWORK_ARGUMENTS = frozenset({
     "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
     "conv_block_alphas", "loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio",
-    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "algo", "use_cp", "use_tucker",
-    "dora_wd", "train_norm", "preset", "rs_lora",
+    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "algo", "preset", "use_cp",
+    "train_norm", "dora_wd", "wd_on_output", "rs_lora", "use_tucker", "use_scalar", "decompose_both", "full_matrix",
+    "unbalanced_factorization", "rescaled",
 })  # fmt: skip
 """Arguments of networks, which some programs write beside the options."""
 
@@ -178,9 +179,16 @@ def _text_encoder_lr(carried: Carried, name: str, value: Any) -> None:
     if not rates:
         carried.note(name, "lost", f"{value!r}: there is no rate in it")
         return
-    if len({str(rate) for rate in rates}) > 1:
-        carried.note(name, "lost", f"{joined(rates)}: there is one rate for the text encoder; the first is taken")
+    if len(rates) > 2:
+        carried.note(name, "lost", f"{joined(rates)}: there are two text encoders at most; the first two are taken")
     carry_plain(carried, name, "text_encoder_lr", rates[0])
+    if len(rates) > 1 and str(rates[0]) != str(rates[1]):
+        carry_plain(carried, name, "text_encoder_2_lr", rates[1])
+
+
+def _rank(carried: Carried, name: str, value: Any) -> None:
+    whole = carried.values.get("network_algorithm") == "lokr" and stands_for_whole(value)
+    carry_plain(carried, name, "network_dim", HIGHEST_RANK if whole else value)
 
 
 def _optimizer(carried: Carried, name: str, value: Any) -> None:
@@ -247,6 +255,7 @@ _SPECIAL: dict[str, Callable[[Carried, str, Any], None]] = {
     "v_parameterization": _v_parameterization,
     "resolution": _resolution,
     "text_encoder_lr": _text_encoder_lr,
+    "network_dim": _rank,
     "optimizer_type": _optimizer,
     "use_8bit_adam": _old_optimizer_switch,
     "use_lion_optimizer": _old_optimizer_switch,

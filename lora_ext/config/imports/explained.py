@@ -10,7 +10,7 @@ _WANDB = "not needed: logs are written as CSV, and for TensorBoard on request"
 _COMPILE = "not carried over: nothing is compiled here, which changes speed alone"
 _OTHER_MODELS = "not needed: it is for models of another kind than SD1, SD2 and SDXL"
 _PROGRAM = "not needed: it belongs to the program that wrote the file"
-_LYCORIS = "not needed: it is for other algorithms than LoRA and LoCon"
+_LYCORIS = "not needed beside network_args, where LyCORIS reads it"
 _METADATA = "is not written: a file's own words are title, author, description, licence and tags"
 
 EXPLAINED: dict[str, str] = {
@@ -89,9 +89,8 @@ PROGRAMS: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "factor", "decompose_both", "train_on_input", "unit", "constrain", "block_size", "rescaled", "use_scalar",
-            "rank_dropout_scale", "bypass_mode", "full_matrix", "unbalanced_factorization", "constraint",
-            "weight_decompose_output", "use_upstream_patch", "wd_on_output",
+            "factor", "train_on_input", "unit", "constrain", "block_size", "bypass_mode", "constraint",
+            "weight_decompose_output", "use_upstream_patch",
         ),
         _LYCORIS,
     ),

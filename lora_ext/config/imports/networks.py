@@ -6,39 +6,42 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lora_ext.config.algorithms import KERNEL_PRESETS
+from lora_ext.config.groups.network import ALGORITHMS, PRESETS
 from lora_ext.config.imports.command_line import words_of
 from lora_ext.config.imports.explained import PROGRAMS
 from lora_ext.config.imports.result import Carried, joined
+from lora_ext.config.network_arguments import OF_BOTH, OF_LEARNING, OF_LYCORIS
 
-ALGORITHMS_HERE = ("lora", "locon")
 _MODULES = {
-    "networks.lora": "",
-    "networks.dylora": "DyLoRA",
-    "networks.oft": "OFT",
-    "networks.lora_fa": "LoRA-FA",
+    "networks.lora": "lora",
+    "networks.lora_fa": "lora",
+    "networks.dylora": "dylora",
     "lycoris.kohya": "",
-    "locon.locon_kohya": "",
-    "lycoris.locon_kohya": "",
+    "locon.locon_kohya": "lora",
+    "lycoris.locon_kohya": "lora",
 }
-"""Modules that are known, with the algorithm's name where it cannot be trained yet."""
+"""Modules that are known, with their algorithm; LyCORIS is told one."""
 
-_DIRECT = (
-    "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
-    "conv_block_alphas", "loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio",
-)  # fmt: skip
+_ALGORITHMS = {"locon": "lora", "diag_oft": "diag-oft", "dag-oft": "diag-oft"}
+"""What algorithms are called otherwise."""
+
+_DIRECT = (*OF_BOTH, *OF_LEARNING)
 """Arguments of `networks.lora` that are settings of the same name here."""
 
+_RENAMED = {
+    "dropout": "network_dropout", "use_cp": "use_tucker", "use_conv_cp": "use_tucker", "unit": "block_size",
+    "constrain": "constraint", "weight_decompose": "dora_wd", "wd_on_out": "wd_on_output",
+    "weight_decompose_output": "wd_on_output", "unbalanced": "unbalanced_factorization",
+}  # fmt: skip
+"""Arguments that are called otherwise here."""
+
 _RATE_PARTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-_LOST_IF_ON = {
-    "use_cp": "Tucker decomposition (use_cp) cannot be trained yet",
-    "use_tucker": "Tucker decomposition cannot be trained yet",
-    "dora_wd": "DoRA cannot be trained yet",
-    "weight_decompose": "DoRA cannot be trained yet",
-    "rs_lora": "rsLoRA cannot be trained yet: set network_alpha to √rank · alpha instead",
-    "train_norm": "norm layers cannot be trained yet",
-    "train_t5xxl": "it is for models of another kind",
-}
+_LOST_IF_ON = {"train_t5xxl": "it is for models of another kind"}
 _OFF = ("", "0", "-1", "false", "none")
+_NONE = ("", "None")
+HIGHEST_RANK = 1024
+"""The highest that `network_dim` takes."""
 
 
 def arguments_of(value: Any) -> dict[str, str]:
@@ -75,55 +78,92 @@ def carry_network(
     LyCORIS and the old LoCon adapt convolutions with the linear layers' rank and alpha where no others are given.
     """
     module = module.strip().removeprefix("sd_scripts.")
-    algorithm = arguments.get("algo", "").strip().lower()
-    is_lycoris = module in ("lycoris.kohya", "locon.locon_kohya", "lycoris.locon_kohya")
-    _carry_module(carried, module, algorithm if is_lycoris else "")
-    convolutions: dict[str, Any] = {}
-    if is_lycoris and algorithm in ("", *ALGORITHMS_HERE):
-        convolutions = {"conv_dim": rank, "conv_alpha": alpha}
+    algorithm = _carry_algorithm(carried, module, arguments.get("algo", ""))
+    convolutions: dict[str, Any] = {
+        name: value for name, value in arguments.items() if name in ("conv_dim", "conv_alpha") and value not in _NONE
+    }
+    if module == "lycoris.kohya":
+        convolutions = _carry_preset(carried, arguments.get("preset", ""), convolutions)
+    elif module in ("locon.locon_kohya", "lycoris.locon_kohya"):
+        convolutions = {"conv_dim": rank, "conv_alpha": alpha} | convolutions
     for name, value in arguments.items():
-        if name in ("conv_dim", "conv_alpha") and value not in ("", "None"):
-            convolutions[name] = value
-        elif name not in ("algo", "conv_dim", "conv_alpha", "block_lr_zero_threshold", *_RATE_PARTS):
+        if name not in ("algo", "preset", "conv_dim", "conv_alpha", "block_lr_zero_threshold", *_RATE_PARTS):
             _carry_argument(carried, name, value)
-    if _is_zero(convolutions.get("conv_dim", 0)):
-        convolutions = {
-            name: value for name, value in convolutions.items() if name == "conv_alpha" and name in arguments
-        }
+    if "conv_dim" in convolutions and _is_zero(convolutions["conv_dim"]):
+        convolutions = {name: value for name, value in arguments.items() if name == "conv_alpha"}
     for name, value in convolutions.items():
         given = name in arguments
         carried.set(name, name, value, "" if given else f"{module} takes the linear layers' where it is not given")
+    if algorithm == "lokr" and stands_for_whole(rank):
+        carried.set("network_dim", "full_matrix", True, f"rank {rank} stands for whole matrices")
     _carry_block_rates(carried, arguments, sdxl)
 
 
-def _carry_module(carried: Carried, module: str, algorithm: str) -> None:
-    if module not in _MODULES and module:
-        carried.note("network_module", "lost", f"{module} cannot be trained here: only LoRA and LoCon can")
-    elif _MODULES.get(module):
-        carried.note("network_module", "lost", f"{_MODULES[module]} cannot be trained yet: only LoRA and LoCon can")
-    elif algorithm and algorithm not in ALGORITHMS_HERE:
-        carried.note("algo", "lost", f"{algorithm} cannot be trained yet: only LoRA and LoCon can")
-    elif module:
+def _carry_algorithm(carried: Carried, module: str, algo: str) -> str:
+    """The algorithm of a module and its `algo`."""
+    if module not in _MODULES:
+        if module:
+            near = "; the nearest is network_algorithm = diag-oft" if module == "networks.oft" else ""
+            carried.note("network_module", "lost", f"{module} cannot be trained here{near}")
+        return "lora"
+    given = algo.strip().lower()
+    algorithm = _MODULES[module] or _ALGORITHMS.get(given, given) or "lora"
+    if algorithm not in ALGORITHMS:
+        carried.note("algo", "lost", f"{algo}: allowed are {', '.join(ALGORITHMS)}")
+        return "lora"
+    if module == "networks.lora_fa":
+        carried.set("network_module", "lora_fa", True)
+    elif algorithm == "lora":
         carried.note("network_module", "explained", f"{module}: LoRA, with convolutions (LoCon) where conv_dim is set")
+    else:
+        carried.set("algo" if given else "network_module", "network_algorithm", algorithm)
+    if module == "networks.dylora":
+        carried.note("unit", "explained", "blocks count as in LyCORIS' DyLoRA, whose strength differs from sd-scripts'")
+    return algorithm
+
+
+def _carry_preset(carried: Carried, name: str, convolutions: dict[str, Any]) -> dict[str, Any]:
+    """LyCORIS' preset, "full" where none is given; returns what is left to say of convolutions."""
+    preset = name.strip() or "full"
+    no_convolutions = "conv_dim" in convolutions and _is_zero(convolutions["conv_dim"])
+    if preset == "full" and no_convolutions:
+        preset = "full-lin"
+    if preset not in PRESETS and not preset.lower().endswith(".toml"):
+        carried.note("preset", "lost", f"{preset}: allowed are {', '.join(PRESETS)}, and the path of a .toml file")
+        return convolutions
+    why = "" if name.strip() == preset else "LyCORIS' own where none is given"
+    if no_convolutions:
+        why = "full without convolutions"
+    carried.set("preset", "network_preset", preset, why)
+    return convolutions if preset in KERNEL_PRESETS or preset.lower().endswith(".toml") else {}
 
 
 def _carry_argument(carried: Carried, name: str, value: str) -> None:
     off = value.strip().lower() in _OFF
-    if name in _DIRECT:
-        if off:
+    setting = _RENAMED.get(name, name)
+    if setting == "wd_on_output":
+        carried.set(name, setting, not off)
+    elif setting == "factor" and value.strip():
+        carried.set(name, setting, value)
+    elif setting in _DIRECT or setting in OF_LYCORIS or setting == "network_dropout":
+        if off and setting != "network_dropout":
             carried.note(name, "explained", "is off")
         else:
-            carried.set(name, name, value)
-    elif name == "dropout":
-        carried.set(name, "network_dropout", value or 0)
+            carried.set(name, setting, value or 0)
     elif name in _LOST_IF_ON:
         carried.note(name, "explained" if off else "lost", "is off" if off else _LOST_IF_ON[name])
-    elif name == "preset":
-        carried.note(name, "explained", f"{value or 'full'}: attention, feed-forward and, with conv_dim, convolutions")
     elif name in PROGRAMS:
         carried.note(name, "explained", PROGRAMS[name])
     else:
         carried.note(name, "unknown", "no argument of a network that is known here")
+
+
+def stands_for_whole(rank: Any) -> bool:
+    """Whether a rank is one that LyCORIS' users give for LoKr's factors to be whole."""
+    try:
+        return float(rank) > HIGHEST_RANK
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_zero(value: Any) -> bool:

@@ -64,6 +64,7 @@ class LycorisAdapter(DenseAdapter):
         self.algorithm = target.form.algorithm
         self.kernel: Any = make_kernel(target, generator, dropout)
         self.kernel.to(_weight(target).device)
+        self.alpha.fill_(float(self.kernel.alpha))
 
     @property
     def is_scaled_by_alpha(self) -> bool:
@@ -218,10 +219,10 @@ def _stand_in(module: nn.Module, with_weight: bool) -> Any:
     weight = module.weight
     assert isinstance(weight, Tensor)
     if isinstance(module, nn.Conv2d):
-        layer: nn.Module = nn.Conv2d(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-            module.dilation, module.groups, bias=False, device="meta",
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")
+        }
+        layer: nn.Module = nn.Conv2d(module.in_channels, module.out_channels, bias=False, device="meta", **options)
     else:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     if with_weight:

@@ -1,4 +1,4 @@
-"""T-LoRA (Soboleva et al. 2025, arXiv:2507.05964): ranks that begin at a weight's own directions, fewer at more noise."""
+"""T-LoRA (Soboleva et al. 2025, arXiv:2507.05964): low-rank factors that begin at a weight's own directions."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ class InputOutputAdapter(Adapter):
         output = self.base_forward(x)
         unbiased = output
         if module.bias is not None:
-            unbiased = output - module.bias.to(output.dtype).view(-1, *[1] * (weight.ndim - 2 if weight.ndim > 1 else 0))
+            pixels = (1, 1) if weight.ndim == 4 else ()
+            unbiased = output - module.bias.to(output.dtype).view(-1, *pixels)
         return output + unbiased * weight.to(output.dtype)
 
     def tensors_for_file(self) -> dict[str, Tensor]:

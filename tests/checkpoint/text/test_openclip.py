@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -141,23 +142,37 @@ def test_projections_are_rows_of_the_weight_as_it_is_now(attention: nn.Multihead
     assert key.weight.dtype == torch.bfloat16 and key.rows == slice(WIDTH, 2 * WIDTH)
 
 
-def test_what_lies_over_projections_has_a_say_inside_the_block_alone(tower: OpenClipText) -> None:
+def test_what_lies_over_projections_has_a_say(tower: OpenClipText) -> None:
+    """While captions are encoded always, in the module by itself inside of `explicit_attention` alone."""
     encoder = OpenClipTextEncoder(tower, pools=True)
     ids = encoder.tokenize(["a cat"])
     before = encoder.encode(ids)
+    x = torch.randn(77, 1, WIDTH, generator=torch.Generator().manual_seed(1))
+    block = tower.transformer.resblocks[1]
+    fused = block(x)
     module = encoder.projections["transformer.resblocks.1.attn.q_proj"]
     original = module.forward
     module.__dict__["forward"] = lambda x: original(x) * 2
     try:
-        assert encoder.encode(ids).equal(before)
+        assert not torch.allclose(encoder.encode(ids), before) and block(x).equal(fused)
         with explicit_attention([encoder]):
+            assert not torch.allclose(block(x), fused)
             assert not torch.allclose(encoder.encode(ids), before)
+            assert not torch.allclose(block(x), fused)
     finally:
         del module.__dict__["forward"]
-    with explicit_attention([encoder]):
-        torch.testing.assert_close(encoder.encode(ids), before, atol=1e-5, rtol=0)
     assert not [name for name, each in tower.named_modules() if "forward" in each.__dict__]
     assert encoder.encode(ids).equal(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16"])
+def test_half_precision(tower: OpenClipText, dtype: torch.dtype) -> None:
+    encoder = OpenClipTextEncoder(copy.deepcopy(tower).to(dtype), pools=True)
+    ids = encoder.tokenize(["a cat"])
+    expected = OpenClipTextEncoder(tower, pools=True).encode(ids)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        states = encoder.encode(ids)
+    assert 0 < (states - expected).abs().max() < 0.1
 
 
 def test_gradients_reach_every_projection_through_the_pooled_vector(tower: OpenClipText) -> None:

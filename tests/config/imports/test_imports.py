@@ -152,7 +152,7 @@ def test_kohya_ss_json() -> None:
         "lr_scheduler": "cosine", "lr_warmup_steps": 0.1, "network_alpha": 64.0, "network_dim": 64,
         "noise_offset": 0.05, "optimizer_type": "AdamW8bit", "seed": 1234, "text_encoder_lr": 5e-5,
         "train_batch_size": 3, "unet_lr": 1e-4,
-        "min_timestep": 10,
+        "min_timestep": 10, "network_preset": "full",
     }  # fmt: skip
     assert imported.format == "a preset of kohya_ss"
     assert not imported.of_kind("unknown") and not imported.of_kind("lost")
@@ -363,21 +363,24 @@ def test_our_own_files_are_taken_as_they_are() -> None:
     ("options", "lost"),
     [
         (
-            {"network_module": "networks.dylora", "network_args": ["unit=4"]},
-            "network_module: DyLoRA cannot be trained yet",
+            {"network_module": "networks.oft"},
+            "network_module: networks.oft cannot be trained here; the nearest is network_algorithm = diag-oft",
         ),
-        ({"network_module": "networks.oft"}, "network_module: OFT cannot be trained yet"),
-        ({"network_module": "networks.lora_fa"}, "network_module: LoRA-FA cannot be trained yet"),
-        ({"network_module": "lycoris.kohya", "network_args": ["algo=loha"]}, "algo: loha cannot be trained yet"),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["algo=abba"]},
+            "algo: abba: allowed are lora, dylora, loha",
+        ),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["preset=mine"]},
+            "preset: mine: allowed are attn-mlp, full",
+        ),
         ({"network_module": "networks.lora_flux"}, "network_module: networks.lora_flux cannot be trained here"),
-        ({"network_args": ["use_tucker=True"]}, "use_tucker: Tucker decomposition cannot be trained yet"),
         (
             {"network_args": ["mid_lr_weight=1", "block_lr_zero_threshold=low"]},
             "block_lr_zero_threshold: 'low' is no number",
         ),
         ({"network_args": ["up_lr_weight=flat"]}, "up_lr_weight: 'flat' is no list of 12 numbers and no curve"),
-        ({"network_args": ["dora_wd=True"]}, "dora_wd: DoRA cannot be trained yet"),
-        ({"text_encoder_lr": [1e-5, 2e-5]}, "text_encoder_lr: 1e-05,2e-05: there is one rate for the text encoder"),
+        ({"text_encoder_lr": [1e-5, 2e-5, 0]}, "text_encoder_lr: 1e-05,2e-05,0: there are two text encoders at most"),
         ({"caption_extension": ".wd14"}, "caption_extension: .wd14: captions are read from .txt and .caption files"),
         ({"save_n_epoch_ratio": 5}, "save_n_epoch_ratio: 5: set save_every_n_epochs"),
         (
@@ -395,10 +398,24 @@ def test_what_cannot_be_carried_over_is_named(options: dict[str, Any], lost: str
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        ({"network_module": "lycoris.kohya", "network_dim": 8, "network_alpha": 4}, {"conv_dim": 8, "conv_alpha": 4.0}),
+        ({"network_module": "lycoris.kohya", "network_dim": 8, "network_alpha": 4},
+         {"network_algorithm": "lora", "network_preset": "full", "conv_dim": None, "conv_alpha": None}),
+        ({"network_module": "lycoris.kohya", "network_dim": 100000, "network_args":
+          ["algo=lokr", "factor=8", "preset=attn-mlp", "conv_dim=4", "decompose_both=False", "dora_wd=True"]},
+         {"network_algorithm": "lokr", "network_preset": "attn-mlp", "factor": 8, "dora_wd": True, "conv_dim": None,
+          "decompose_both": False, "full_matrix": True, "network_dim": 1024}),
+        ({"network_module": "lycoris.kohya", "network_args": {"algo": "LoCon", "use_cp": "True", "constrain": "0.1"}},
+         {"network_algorithm": "lora", "use_tucker": True, "constraint": 0.1}),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=diag-oft", "rescaled=True", "wd_on_output=False"]},
+         {"network_algorithm": "diag-oft", "rescaled": True, "wd_on_output": False}),
+        ({"network_module": "networks.dylora", "network_args": ["unit=2"]},
+         {"network_algorithm": "dylora", "block_size": 2, "network_preset": "attn-mlp"}),
+        ({"network_module": "networks.lora_fa"}, {"network_algorithm": "lora", "lora_fa": True}),
+        ({"text_encoder_lr": [1e-5, 2e-5]}, {"text_encoder_lr": 1e-5, "text_encoder_2_lr": 2e-5}),
         ({"network_module": "locon.locon_kohya", "network_args": ["conv_dim=2", "dropout=0.1"], "network_dim": 8},
          {"conv_dim": 2, "conv_alpha": 1.0, "network_dropout": 0.1}),
-        ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "conv_dim=0"]}, {"conv_dim": None}),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "conv_dim=0"]},
+         {"conv_dim": None, "network_preset": "full-lin"}),
         ({"network_module": "networks.lora", "network_dim": 8}, {"conv_dim": None, "conv_alpha": None}),
         ({"network_args": "down_lr_weight=linear+0.25 mid_lr_weight=1,0.5,0.5 block_lr_zero_threshold=0.3"},
          {"block_lr": "1,0,0.375,0.5,0.625,0.75,0.875,1,1.125,1.25,1,0.5,0.5,1,1,1,1,1,1,1,1,1,1"}),

@@ -49,7 +49,8 @@ zero_stage zero_terminal_snr
 NETWORK_ARGUMENTS = """
 conv_dim conv_alpha rank_dropout module_dropout block_dims block_alphas conv_block_dims conv_block_alphas down_lr_weight
 mid_lr_weight up_lr_weight block_lr_zero_threshold loraplus_lr_ratio loraplus_unet_lr_ratio
-loraplus_text_encoder_lr_ratio algo use_cp use_tucker preset dropout dora_wd train_norm
+loraplus_text_encoder_lr_ratio algo use_cp use_tucker preset dropout dora_wd train_norm wd_on_output rs_lora use_scalar
+decompose_both full_matrix unbalanced_factorization rescaled factor constraint block_size
 """
 
 
