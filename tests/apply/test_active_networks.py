@@ -425,3 +425,13 @@ def test_half_precision_weights_are_the_rounded_exact_ones(setup: Setup, dtype: 
     assert setup.weights[LINEAR].eq(exact.to(dtype)).double().mean() >= 0.999
     setup.active.deactivate()
     assert torch.equal(setup.weights[LINEAR].double(), base)
+
+
+def test_a_pickled_network_is_the_same_as_a_safetensors_one(setup: Setup) -> None:
+    path = setup.write("cat", (LINEAR, POINTWISE, CONVOLUTION, TEXT))
+    torch.save(read_network(path).tensors, path.with_name("old.pt"))
+    setup.activate("<lora:cat:0.8>")
+    expected = setup.state()
+    setup.activate("")
+    assert setup.activate("<lora:old:0.8>") == []
+    assert all(torch.equal(weight, expected[key]) for key, weight in setup.state().items())

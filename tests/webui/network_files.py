@@ -39,7 +39,7 @@ class Networks:
         return path
 
     def write_loha(self, name: str) -> Path:
-        """A LoHa of the U-Net's attention: a kind that only the built-in can apply."""
+        """A LoHa of the U-Net's attention."""
         generator = torch.Generator().manual_seed(9)
         tensors: dict[str, Tensor] = {}
         for key, weight in self.weights.items():
@@ -50,6 +50,27 @@ class Networks:
                 tensors[f"{key}.alpha"] = torch.tensor(4.0)
         path = self.folder / f"{name}.safetensors"
         write_network(path, tensors, {}, "float")  # the built-in multiplies in the file's precision
+        return path
+
+    def write_dora(self, name: str, axis: int, whole: bool = False) -> Path:
+        """A DoRA of the U-Net's attention with lengths by output (0) or input (1), or what it comes to."""
+        generator = torch.Generator().manual_seed(10)
+        tensors: dict[str, Tensor] = {}
+        for key, weight in self.weights.items():
+            if not key.endswith(("_to_q", "_to_v", "_to_out_0")):
+                continue
+            weight = weight.double()
+            up, down = (torch.randn(shape, generator=generator) for shape in ((len(weight), 4), (4, weight.shape[1])))
+            up *= weight.std() * 0.2
+            changed = weight + up.half().double() @ down.half().double()
+            lengths = weight.norm(dim=1 - axis, keepdim=True)
+            lengths = (lengths * (1 + 0.3 * torch.randn(lengths.shape, generator=generator))).half()
+            if whole:
+                tensors[f"{key}.diff"] = changed * lengths / changed.norm(dim=1 - axis, keepdim=True) - weight
+            else:
+                tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.dora_scale": lengths}
+        path = self.folder / f"{name}.safetensors"
+        write_network(path, tensors, {}, "float" if whole else "fp16")
         return path
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from network_files import weights_of
 from PIL import Image
 
-from lora_ext.checkpoint.module_names import checkpoint_weights
-from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import write_network
 
 pytestmark = pytest.mark.webui
@@ -32,7 +31,7 @@ ENDINGS = ("_attn1_to_q", "_attn2_to_v", "_fc1", "_proj_in")
 def run_of_four(webui: Any, networks: Path) -> Path:
     """A network `w2-run` of four epochs, the last one under the plain name, and another one `w2-other`."""
     path = Path(webui.call("/sdapi/v1/sd-models")[0]["filename"])
-    weights = checkpoint_weights(load_checkpoint(path, torch.device("cpu"), torch.float32).checkpoint)
+    weights = weights_of(path)
     names = ("w2-run-000001", "w2-run-000002", "w2-run-000003", "w2-run", "w2-other")
     for number, name in enumerate(names, 1):
         generator = torch.Generator().manual_seed(number)
@@ -40,7 +39,7 @@ def run_of_four(webui: Any, networks: Path) -> Path:
         for key, weight in weights.items():
             if key.endswith(ENDINGS):
                 up = torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2), generator=generator)
-                tensors[f"{key}.lora_up.weight"] = up * weight.detach().std() * 0.4
+                tensors[f"{key}.lora_up.weight"] = up * weight.std() * 0.4
                 tensors[f"{key}.lora_down.weight"] = torch.randn(2, *weight.shape[1:], generator=generator)
         written = {"ss_epoch": str(number)} if name.startswith("w2-run") else {}
         write_network(networks / f"{name}.safetensors", tensors, written, "fp16")

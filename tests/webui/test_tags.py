@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from network_files import ATTENTION, CONVOLUTIONS, Networks, difference, weights_of
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_ext.networks.file import model_hash
+from lora_ext.networks.file import model_hash, write_network
 
 pytestmark = pytest.mark.webui
 
@@ -175,8 +177,7 @@ def test_hashes_only_where_the_settings_say_so(webui: Any, files: Networks) -> N
     assert "Lora hashes" not in webui.generate(prompt).infotexts[0]
 
 
-def test_a_network_of_another_kind_is_left_to_the_builtin(webui: Any, files: Networks) -> None:
-    """LoHa: we cannot apply it yet, so the whole prompt is the built-in's, and the next is ours again."""
+def test_a_loha_is_applied_as_by_the_builtin(webui: Any, files: Networks) -> None:
     files.write_loha("w2-loha")
     base = webui.generate(PROMPT).pictures[0]
     prompt = f"{PROMPT} <lora:w2-a:0.5><lora:w2-loha:1>"
@@ -184,11 +185,86 @@ def test_a_network_of_another_kind_is_left_to_the_builtin(webui: Any, files: Net
     webui.set_options(**{OPTION: BUILTIN})
     theirs = webui.generate(prompt)
     webui.set_options(**{OPTION: OURS})
-    assert (ours.pictures[0] == theirs.pictures[0]).all()
+    assert difference(ours.pictures[0], theirs.pictures[0]) < MOST
     assert ours.infotexts == theirs.infotexts
     assert "w2-loha" in ours.infotexts[0].split("Lora hashes")[1]
     assert difference(ours.pictures[0], webui.generate(f"{PROMPT} <lora:w2-a:0.5>").pictures[0]) > LEAST
     assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dora_is_what_it_comes_to_in_whatever_order(webui: Any, files: Networks, axis: int) -> None:
+    """Beside a LoRA; the built-in knows the second axis alone, and takes weights as changed by what stands before."""
+    files.write_dora("w2-dora", axis)
+    files.write_dora("w2-dora-whole", axis, whole=True)
+    dora = webui.generate(f"{PROMPT} <lora:w2-dora:0.7><lora:w2-a:0.5>").pictures[0]
+    assert (dora == webui.generate(f"{PROMPT} <lora:w2-a:0.5><lora:w2-dora:0.7>").pictures[0]).all()
+    whole = webui.generate(f"{PROMPT} <lora:w2-a:0.5><lora:w2-dora-whole:0.7>").pictures[0]
+    assert difference(dora, whole) < MOST
+    assert difference(dora, webui.generate(f"{PROMPT} <lora:w2-a:0.5>").pictures[0]) > LEAST
+
+
+def test_a_pickled_network_is_the_same_as_a_safetensors_one(webui: Any, files: Networks) -> None:
+    path = files.write("w2-f", 6)
+    torch.save(load_file(path), path.with_name("w2-pickled.pt"))
+    pickled = webui.generate(f"{PROMPT} <lora:w2-pickled:0.8>").pictures[0]
+    assert webui.call("/lw-probe/tags/comments") == []
+    assert (pickled == webui.generate(f"{PROMPT} <lora:w2-f:0.8>").pictures[0]).all()
+
+
+def test_what_a_file_has_that_nobody_knows_is_told(webui: Any, files: Networks) -> None:
+    path = files.write("w2-g", 7)
+    further = {"what.ever": torch.ones(1)}
+    for suffix, shape in (("up", (4, 1)), ("down", (1, 4))):
+        further |= {f"lora_unet_nowhere_{number}.lora_{suffix}.weight": torch.ones(shape) for number in range(5)}
+    write_network(files.folder / "w2-h.safetensors", {**load_file(path), **further}, {}, "fp16")
+    known = webui.generate(f"{PROMPT} <lora:w2-g:1>").pictures[0]
+    assert (webui.generate(f"{PROMPT} <lora:w2-h:1>").pictures[0] == known).all()
+    unknown, unmatched = webui.call("/lw-probe/tags/comments")
+    assert "1 of its tensors are of no known network and are left out (what.ever)" in unknown
+    assert "the checkpoint does not have 5 of its" in unmatched
+    assert "lora_unet_nowhere_0, lora_unet_nowhere_1, lora_unet_nowhere_2, …" in unmatched
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "nan", "kind"])
+def test_a_broken_file_is_told_and_the_others_are_applied(webui: Any, files: Networks, damage: str) -> None:
+    path = files.write("w2-i", 8)
+    tensors = load_file(path)
+    name = sorted(key for key in tensors if key.endswith("lora_up.weight"))[-1]
+    if damage == "shape":
+        tensors[name] = tensors[name][:, :3]
+    elif damage == "nan":
+        tensors[name][0, 0] = float("nan")
+    elif damage == "kind":
+        tensors[name.replace("lora_up.weight", "mystery")] = torch.ones(2)
+    write_network(path, tensors, {}, "fp16")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    known = webui.generate(f"{PROMPT} <lora:w2-a:1>")
+    both = webui.generate(f"{PROMPT} <lora:w2-i:1><lora:w2-a:1>")
+    assert (known.pictures[0] == both.pictures[0]).all()
+    (comment,) = webui.call("/lw-probe/tags/comments")
+    assert comment.startswith("w2-i is left out: ")
+    assert "w2-i" not in both.infotexts[0].split("Lora hashes")[1]
+
+
+def test_embeddings_that_come_with_a_network(webui: Any, files: Networks) -> None:
+    """Known in prompts while the network is active, as with the built-in; a word like any other without it."""
+    path = files.write("w2-j", 9, ("_to_q",))
+    width = next(weight.shape[1] for key, weight in files.weights.items() if key.endswith("_fc1"))
+    vector = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    bundled = {**load_file(path), "bundle_emb.w2star.string_to_param.*": vector}
+    write_network(files.folder / "w2-k.safetensors", bundled, {}, "fp16")
+    word = webui.generate("a red w2star <lora:w2-j:0.5>")
+    ours = webui.generate("a red w2star <lora:w2-k:0.5>")
+    after = webui.generate("a red w2star <lora:w2-j:0.5>")
+    webui.set_options(**{OPTION: BUILTIN})
+    theirs = webui.generate("a red w2star <lora:w2-k:0.5>")
+    assert difference(ours.pictures[0], theirs.pictures[0]) < MOST
+    assert "w2star: w2-k" in ours.infotexts[0]
+    assert "w2star: w2-k" in theirs.infotexts[0]
+    assert difference(ours.pictures[0], word.pictures[0]) > LEAST
+    assert (after.pictures[0] == word.pictures[0]).all()
 
 
 def test_weights_loaded_into_the_same_instance(webui: Any, files: Networks) -> None:

@@ -210,7 +210,12 @@ class StandaloneHost:
     def _activate(self, parsed: ParsedPrompt) -> list[str]:
         """Put exactly the prompt's networks into the weights; what went wrong with which."""
         if not self._borrowed:
-            return [*parsed.problems, *self._networks.activate(parsed.tags)]
+            messages = self._networks.activate(parsed.tags)
+            embeddings = self._networks.embeddings().items()
+            unused = [
+                f"{network}: its embedding {name} is left out, as all are here" for name, (network, _) in embeddings
+            ]
+            return [*parsed.problems, *messages, *unused]
         names = ", ".join(tag.name for tag in parsed.tags)
         ignored = [f"the networks of the prompt ({names}) are left out while a network is in training"] if names else []
         return [*parsed.problems, *ignored]

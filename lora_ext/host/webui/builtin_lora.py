@@ -64,20 +64,6 @@ def show_warning(message: str) -> None:
         module.gr.Warning(message)
 
 
-def knows_key(key: str, sd_model: Any) -> bool:
-    """Whether the built-in finds the module of a key in a network file, in whatever of its spellings."""
-    module = networks_module()
-    layers = getattr(sd_model, "network_layer_mapping", None)
-    if module is None or layers is None:
-        return False
-    spellings = (
-        module.convert_diffusers_name_to_compvis(key, bool(getattr(sd_model, "is_sd2", False))),
-        key.replace("lora_unet", "diffusion_model"),
-        key.replace("lora_te1_text_model", "transformer_text_model"),
-    )
-    return any(spelling in layers for spelling in spellings)
-
-
 def hand_over(p: Any, params_list: Sequence[Any]) -> bool:
     """Let the built-in apply these tags, as if it owned them; False where it is not in operation."""
     handler = network_handler()

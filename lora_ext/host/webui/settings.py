@@ -8,10 +8,13 @@ from pathlib import Path
 from modules import paths_internal, shared
 
 from lora_ext.apply.block_weights import preset_names, read_presets
+from lora_ext.apply.loaded_files import MEMORY_LIMIT
 from lora_ext.host.webui import builtin_lora
 
 SECTION = ("lora_workshop", "LoRA Workshop")
 TAGS = "lora_workshop_tags"
+MEMORY = "lora_workshop_memory"
+MEGABYTE = 2**20
 BLOCK_PRESETS = "lora_workshop_block_presets"
 OURS, BUILTIN = "LoRA Workshop", "built-in"
 UNKNOWN_THERE = "the built-in, which does not know networks in training"
@@ -28,7 +31,13 @@ def register() -> None:
             {
                 TAGS: shared.OptionInfo(
                     OURS, "Who applies <lora:…> and <lyco:…> in prompts", gradio.Radio, {"choices": [OURS, BUILTIN]}
-                ).info("networks of a kind that LoRA Workshop cannot apply are left to the built-in in either case"),
+                ).info("with checkpoints that LoRA Workshop does not support, the built-in does in either case"),
+                MEMORY: shared.OptionInfo(
+                    MEMORY_LIMIT // MEGABYTE,
+                    "Main memory for network files that the prompt does not name, in MB",
+                    gradio.Slider,
+                    {"minimum": 0, "maximum": 16384, "step": 128},
+                ).info("so that a network that was used before need not be read again; 0 keeps none"),
                 BLOCK_PRESETS: shared.OptionInfo(
                     "", "Your own presets for lbw= in tags, a line each", gradio.Textbox, {"lines": 4}
                 ).info(
@@ -47,6 +56,11 @@ def block_presets() -> dict[str, list[str]]:
         theirs = _BLOCK_WEIGHT_FILE.read_text(encoding="utf-8", errors="replace")
     own = read_presets(getattr(shared.opts, BLOCK_PRESETS, None) or "")
     return {**{name: lists for name, lists in read_presets(theirs).items() if name not in preset_names()}, **own}
+
+
+def memory_limit() -> int:
+    """Bytes of network files that are kept besides those of the prompt."""
+    return int(getattr(shared.opts, MEMORY, MEMORY_LIMIT // MEGABYTE)) * MEGABYTE
 
 
 def left_to_builtin() -> bool:

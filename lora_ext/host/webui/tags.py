@@ -4,106 +4,28 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from modules import devices, errors, extra_networks, script_callbacks, sd_models, shared
 from torch import nn
 
-from lora_ext.apply.active import ActiveNetworks
-from lora_ext.apply.schedule import has_schedule, tags_at
+from lora_ext.apply.loaded_files import LoadedFiles
+from lora_ext.apply.schedule import has_schedule
 from lora_ext.apply.tags import LoraTag, parse_tags
-from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.host.webui import builtin_lora, model_changes, settings
+from lora_ext.host.webui.loaded_model import LoadedModel
 from lora_ext.host.webui.sampling_steps import sampling_step
 from lora_ext.host.webui.state import get_host
 from lora_ext.host.webui.text_caches import reset_text_caches
 from lora_ext.networks.library import Identity, identity
-from lora_ext.networks.weight_delta import LORA_SUFFIXES
 from lora_ext.protocols import UserError
 
 _KIND, _ALIAS = "lora", "lyco"
 _REMEMBERED_PROMPTS = 64
 _log = logging.getLogger(__name__)
-
-
-class LoadedModel:
-    """What applying needs of one instance of the WebUI's model: kept for as long as this instance is in use."""
-
-    def __init__(self, sd_model: nn.Module) -> None:
-        host = get_host()
-        checkpoint = host.checkpoint()
-        self._sd_model = weakref.ref(sd_model)
-        self.active = ActiveNetworks(checkpoint, host.ledger, host.library)
-        self.weights = checkpoint_weights(checkpoint)
-        self.tags: list[LoraTag] = []
-        self.in_weights: list[LoraTag] = []
-        self._reasons: dict[Hashable, str | None] = {}
-        # Others load weights into parts of the model by themselves, so each part has the hook.
-        parts = (sd_model, checkpoint.unet, *(encoder.module for encoder in checkpoint.text_encoders))
-        self._hooks = [part._register_load_state_dict_pre_hook(self._before_loading) for part in parts]
-
-    def activate(self, tags: list[LoraTag]) -> list[str]:
-        """Make the weights those of the tags, as in all sampling steps; what a person should know."""
-        self.tags = self.in_weights = tags
-        return self.active.activate(tags)
-
-    def go_to_step(self, step: int) -> None:
-        """Make the weights those of one sampling step, counted from 0."""
-        tags = tags_at(self.tags, step)
-        if tags != self.in_weights:
-            self.active.activate(tags)
-            self.in_weights = tags
-
-    def deactivate(self) -> None:
-        """Restore the weights: there are no tags any more."""
-        self.tags = self.in_weights = []
-        self.active.deactivate()
-
-    def belongs_to(self, sd_model: nn.Module) -> bool:
-        """Whether this is of the given instance."""
-        return self._sd_model() is sd_model
-
-    def _before_loading(self, *_: Any) -> None:
-        """Other weights are about to be loaded into the same parameters: what is patched goes before.
-
-        The built-in drops its own backups then.
-        """
-        self.active.deactivate()
-        self.in_weights = []
-
-    def close(self) -> None:
-        """Restore the instance, and leave it."""
-        self.active.deactivate()
-        for hook in self._hooks:
-            hook.remove()
-
-    def why_not(self, path: Path) -> str | None:
-        """Why a file has to be left to the built-in; None where we apply it, or can say what is wrong with it."""
-        key = identity(path)
-        if key not in self._reasons:
-            self._reasons[key] = self._why_not(path)
-        return self._reasons[key]
-
-    def _why_not(self, path: Path) -> str | None:
-        if path.suffix.lower() != ".safetensors":
-            return f"{path.name} is no safetensors file"
-        header = get_host().library.header(path)
-        if header is None:
-            return None
-        modules = [name.partition(".") for name in header.keys]
-        unknown = sorted({suffix for _, _, suffix in modules} - LORA_SUFFIXES)
-        if unknown:
-            return f"{path.name} is of a kind that is not applied here yet (tensors {', '.join(unknown[:4])})"
-        sd_model = self._sd_model()
-        missing = {key for key, _, _ in modules} - self.weights.keys()
-        elsewhere = sorted(key for key in missing if builtin_lora.knows_key(key, sd_model))
-        if elsewhere:
-            return f"{path.name} has modules in another spelling ({', '.join(elsewhere[:2])})"
-        return None
 
 
 class WorkshopNetworks(extra_networks.ExtraNetwork):
@@ -115,6 +37,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
     def __init__(self) -> None:
         super().__init__(_KIND)
         self._model: LoadedModel | None = None
+        self._files = LoadedFiles()
         self._builtin_was_used = True  # nobody knows what it did before we came
         self._left_files: list[Identity | None] = []
         self._conditions: dict[Hashable, Hashable] = {}
@@ -159,7 +82,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         try:
             if not self._model.belongs_to(sd_model):
                 self.restore()
-                self._model = LoadedModel(sd_model)
+                self._model = LoadedModel(sd_model, self._files)
             self._model.activate(tags)
         except UserError as error:
             _log.warning("LoRA Workshop leaves the networks of the prompt out of this checkpoint: %s", error)
@@ -198,7 +121,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         files = _files(tags)
         self._leave_other_instance()
         theirs = settings.left_to_builtin()
-        reason = self._why_not(file[0] for file in files if file is not None) if tags and not theirs else None
+        reason = self._why_not() if tags and not theirs else None
         left = theirs or (reason is not None and builtin_lora.network_handler() is not None)
         self._note_state(key, (left, *files, *tags))
         live = {tag.name for tag in tags if get_host().library.is_live(tag.name)}
@@ -222,6 +145,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             self._builtin_was_used = False
         hashes: dict[str, str] = {}
         if self._model is not None:
+            self._files.memory_limit = settings.memory_limit()
             for message in self._model.activate(tags):
                 _comment(p, message)
             self._request = weakref.ref(p) if has_schedule(tags) else None
@@ -235,8 +159,8 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         if self._model is not None and not self._model.belongs_to(sd_models.model_data.sd_model):
             self.restore()
 
-    def _why_not(self, paths: Iterable[Path]) -> str | None:
-        """Why a prompt with these files cannot be ours; None where it can."""
+    def _why_not(self) -> str | None:
+        """Why the networks of a prompt cannot be ours; None where they can."""
         sd_model = sd_models.model_data.sd_model
         if sd_model is None:
             return "no checkpoint is loaded"
@@ -244,10 +168,10 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             return "the checkpoint's weights are in 8 bits"
         if self._model is None:
             try:
-                self._model = LoadedModel(sd_model)
+                self._model = LoadedModel(sd_model, self._files)
             except UserError as error:
                 return str(error)
-        return next((reason for reason in map(self._model.why_not, paths) if reason), None)
+        return None
 
     def _leave_to_builtin(self, p: Any, params_list: list[Any], files: list[Identity | None]) -> None:
         if self._model is not None:
