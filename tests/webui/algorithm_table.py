@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from conftest import WebUI
 
 PROMPT = "a red star"
+SMALL = {"width": 64, "height": 64, "steps": 2}
 OPTION, OURS, BUILTIN = "lora_workshop_tags", "LoRA Workshop", "built-in"
 FOLDER = "of-the-table"
 FILES = {name: "lw-" + "".join(letter for letter in name.lower() if letter.isalnum()) for name in ALGORITHMS}
@@ -81,11 +82,11 @@ def rows(webui: WebUI, checkpoint: Path) -> list[Row]:
             webui.set_options(**{OPTION: who})
             pictures[who] = []
             for case in CASES:
-                pictures[who].append(webui.generate(f"{PROMPT} {tags_of(case)}").pictures[0])
+                pictures[who].append(webui.generate(f"{PROMPT} {tags_of(case)}", **SMALL).pictures[0])
                 if who == OURS:
                     told.append(tuple(webui.call("/lw-probe/tags/comments")))
         webui.set_options(**{OPTION: OURS})
-        bare = webui.generate(PROMPT).pictures[0]
+        bare = webui.generate(PROMPT, **SMALL).pictures[0]
     return [
         Row(case, difference(ours, theirs), difference(ours, bare), comments)
         for case, ours, theirs, comments in zip(CASES, pictures[OURS], pictures[BUILTIN], told, strict=True)
@@ -112,7 +113,7 @@ def main(url: str, folder: Path) -> None:
     webui.call("/sdapi/v1/refresh-checkpoints", {})
     webui.set_options(show_progress_type="Approx cheap")
     tables = {}
-    for name in ("lora-workshop-demo", *(f"lw-base-{kind}" for kind in BASES)):
+    for name in ("lora-workshop-demo", *(f"lw-base-{kind}" for kind in BASES if kind != "sd2-v")):
         webui.set_options(sd_model_checkpoint=name)
         tables[name] = rows(webui, checkpoints / f"{name}.safetensors")
         for row in tables[name]:
