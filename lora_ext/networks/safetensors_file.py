@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +35,10 @@ DTYPES: dict[str, torch.dtype] = {
 
 _LONGEST_HEADER = 32_000_000  # bytes; a hundred times what large networks with long captions have
 _MOST_DIMENSIONS = 8
+_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):  # a tenth of a dataclass' time to make, thousands a file
     """Where a tensor lies: bytes [begin, end) after the header."""
 
     dtype: torch.dtype
@@ -75,11 +76,11 @@ def read_metadata(path: Path) -> dict[str, str]:
             text = _header_text(path, file)
     except OSError as error:
         raise _unreadable(path, error) from error
-    start = '{"__metadata__":'
-    if not text.startswith(start):
+    start = _METADATA_FIRST.match(text)
+    if start is None:
         return _metadata(_table(path, text))
     try:
-        metadata, _ = json.JSONDecoder().raw_decode(text, len(start))
+        metadata, _ = json.JSONDecoder().raw_decode(text, start.end())
     except (ValueError, RecursionError) as error:
         raise _no_safetensors(path) from error
     return _metadata({"__metadata__": metadata})

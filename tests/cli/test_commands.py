@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from lora_ext.cli import COMMANDS, PASSES_ARGUMENTS_ON
@@ -96,6 +97,24 @@ def test_inspect_tells_a_checkpoint(command: Callable, tiny_checkpoint_path: Pat
     facts = json.loads(command("inspect", tiny_checkpoint_path, "--json").out)
     assert (facts["kind"], facts["architecture"], facts["unet_channels"]) == ("checkpoint", "SD1", 32)
     assert command("inspect", tiny_checkpoint_path).out.count("\n") >= 7
+
+
+def test_inspect_tells_what_a_network_of_another_program_holds(command: Callable, tmp_path: Path) -> None:
+    tensors = {
+        "unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 4),
+        "unet.mid_block.attentions.0.proj_in.lora_B.weight": torch.ones(3, 2),
+        "unet.mid_block.attentions.0.proj_out.lora_A.weight": torch.ones(2, 4),
+        "bundle_emb.<cat>.clip_l": torch.ones(1, 8),
+        "transformer.x_embedder.lora_A.weight": torch.ones(2, 4),
+    }
+    torch.save(tensors, tmp_path / "net.pt")
+    facts = json.loads(command("inspect", tmp_path / "net.pt", "--json").out)
+    assert (facts["kind"], facts["written_in_names_of"], facts["unet_modules"]) == ("network", "diffusers", 2)
+    assert (facts["algorithms"], facts["ranks"], facts["embeddings"]) == ({"LoRA": 1}, {"2": 1}, ["<cat>"])
+    assert facts["not_understood"] == ["transformer.x_embedder.lora_A.weight"]
+    assert facts["damaged"] == {
+        "lora_unet_mid_block_attentions_0_proj_out": "lora_up.weight missing: the file is damaged, get it again"
+    }
 
 
 def test_plan_writes_no_network(command: Callable, place: tuple, pictures: Path, tmp_path: Path) -> None:

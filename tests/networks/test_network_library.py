@@ -61,10 +61,11 @@ def test_alias(tmp_path: Path) -> None:
     assert library.find("original") == shadow
 
 
-def test_pickled_files_are_found_but_not_offered(tmp_path: Path) -> None:
-    (tmp_path / "old.pt").write_bytes(b"PK")
+def test_pickled_files_are_offered_without_their_text_encoders(tmp_path: Path) -> None:
+    for name in ("old.pt", "old_txt.pt", "other.ckpt", "lonely_txt.pt"):
+        (tmp_path / name).write_bytes(b"PK")
     library = NetworkLibrary([tmp_path])
-    assert library.names() == []
+    assert library.names() == ["lonely_txt", "old", "other"]
     assert library.find("old") == tmp_path / "old.pt"
     path = write(tmp_path / "old.safetensors")
     assert library.find("old") == path
@@ -85,8 +86,8 @@ def test_new_and_changed_files_are_noticed(tmp_path: Path) -> None:
 
 def test_headers_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    scan = library_module.scan_network
-    monkeypatch.setattr(library_module, "scan_network", lambda path: (read.append(path), scan(path))[1])
+    scan = library_module.read_metadata
+    monkeypatch.setattr(library_module, "read_metadata", lambda path: (read.append(path), scan(path))[1])
     good, broken = write(tmp_path / "a.safetensors", output_name="alias"), tmp_path / "b.safetensors"
     broken.write_bytes(b"broken")
     library = NetworkLibrary([tmp_path])

@@ -38,7 +38,7 @@ class _Rotation(ModuleDelta):
         """Any weight with as many outputs."""
         return (self._outputs, *weight_shape[1:])
 
-    def _rescaled(self, base: Tensor, weight: Tensor, multiplier: float) -> Tensor:
+    def _rescaled(self, base: Tensor, weight: Tensor, multiplier: float = 1.0) -> Tensor:
         """The rotated weight (out, in·kh·kw) with its outputs' factors, brought from 1 by the multiplier."""
         if self._rescale is None:
             return weight
@@ -64,15 +64,14 @@ class DiagOftDelta(_Rotation):
         super().__init__(stored, stored.need("oft_blocks", 3))
 
     def weight_change(self, base: Tensor, multiplier: float, dyn: int | None) -> Tensor:
-        """W' - W, with R brought from I by the multiplier."""
+        """W' - W, by the multiplier."""
         return self._change(base, self._rotations(base), multiplier)
 
     def _change(self, base: Tensor, rotations: Tensor, multiplier: float) -> Tensor:
         untouched = rows(base.float())
         blocks = untouched.reshape(*rotations.shape[:2], -1)  # (blocks, size, in·kh·kw)
         rotated = (rotations.transpose(1, 2) @ blocks).reshape(untouched.shape)
-        partly = untouched + multiplier * (rotated - untouched)
-        return self._rescaled(base, partly, multiplier) - untouched
+        return (self._rescaled(base, rotated) - untouched) * multiplier
 
 
 class OldOftDelta(DiagOftDelta):
