@@ -175,4 +175,4 @@ def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[AdapterForm, int]:
         return form, int(tensors["lokr_w1_a"].shape[1])
     if "lokr_w2_a" in tensors:
         return form, int(tensors["lokr_w2_a"].shape[0 if form.tucker else 1])
-    return replace(form, full_matrix=True), 1
+    return replace(form, full_matrix=True), max(1, round(float(tensors.get("alpha", 1.0))))  # files have alpha = rank

@@ -75,6 +75,11 @@ class Network(nn.Module):
                 groups[group] = found
         return groups
 
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass in train mode draws random numbers."""
+        return any(adapter.draws for adapter in self.adapters.values())
+
     def cast(self, dtype: torch.dtype) -> None:
         """Keep the factors of all adapters in this dtype from now on; their alphas stay exact."""
         for adapter in self.adapters.values():

@@ -81,6 +81,7 @@ class Selection:
 
     targets: list[Target]
     notes: list[str]
+    warnings: list[str]
 
 
 def find_targets(
@@ -102,7 +103,7 @@ def select_targets(
     """
     preset = find_preset(settings.network_preset, adapts_convolutions(settings))
     chosen = [each for each in candidates(checkpoint) if _is_chosen(each, preset, settings)]
-    chosen, notes = _filtered(chosen, settings)
+    chosen, notes, warnings = _filtered(chosen, settings)
     made = _TargetMaker(checkpoint, settings, preset, block_rates)
     found = [target for each in chosen for target in made.target(each)]
     if not found:
@@ -111,7 +112,7 @@ def select_targets(
             f"(network_preset = {settings.network_preset}), or all are left out by block or by name: load a Stable "
             "Diffusion checkpoint, and leave a block"
         )
-    return Selection(sorted(found, key=lambda target: target.key), notes + made.notes())
+    return Selection(sorted(found, key=lambda target: target.key), notes, warnings + made.warnings())
 
 
 def candidates(checkpoint: Checkpoint) -> Iterator[Candidate]:
@@ -190,9 +191,9 @@ def _is_chosen(candidate: Candidate, preset: Preset, settings: NetworkSettings) 
     return not wanted.isdisjoint(candidate.roles) and (preset.kernels or not candidate.has_kernel)
 
 
-def _filtered(chosen: list[Candidate], settings: NetworkSettings) -> tuple[list[Candidate], list[str]]:
-    """The modules that the name filters leave, and what each line of them has matched."""
-    notes = []
+def _filtered(chosen: list[Candidate], settings: NetworkSettings) -> tuple[list[Candidate], list[str], list[str]]:
+    """The modules that the name filters leave, what each line of them has matched, and which lines nothing."""
+    notes, warnings = [], []
     hits: dict[str, list[set[str]]] = {"network_include": [], "network_exclude": []}
     for setting, found in hits.items():
         for line in filter_lines(getattr(settings, setting)):
@@ -201,10 +202,10 @@ def _filtered(chosen: list[Candidate], settings: NetworkSettings) -> tuple[list[
             if found[-1]:
                 notes.append(f"{setting}: {line} matches {len(found[-1])} modules.")
             else:
-                notes.append(f"{setting}: {line} matches none of the {len(chosen)} modules of network_preset.")
+                warnings.append(f"{setting}: {line} matches none of the {len(chosen)} modules that there are.")
     wanted = set().union(*hits["network_include"]) if hits["network_include"] else {each.key for each in chosen}
     left = wanted - set().union(*hits["network_exclude"])
-    return [each for each in chosen if each.key in left], notes
+    return [each for each in chosen if each.key in left], notes, warnings
 
 
 class _TargetMaker:
@@ -236,7 +237,7 @@ class _TargetMaker:
         elif rank and number_of_block(self.rates, block, 1.0):
             yield Target(candidate.key, candidate.module, rank, alpha, candidate.group, block, form)
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What has been left out for its algorithm's sake."""
         if not self.left_out:
             return []

@@ -11,9 +11,8 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.text.openclip import explicit_attention
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.networks.blocks import numbers_by_block
-from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.network import Network
-from lora_ext.networks.targets import Target, find_targets
+from lora_ext.networks.targets import Selection, Target, select_targets
 from lora_ext.training.checkpointing import checkpointed_blocks, gradient_checkpointing
 from lora_ext.training.first_network import like_tensors
 from lora_ext.training.first_weights import BaseNetwork, merged
@@ -44,6 +43,7 @@ class Session:
         self._base_networks = base_networks
         self._like = like
         self._network: Network | None = None
+        self.selection: Selection | None = None
         self._undo = ExitStack()
         self._checkpointing = config.memory.gradient_checkpointing
 
@@ -60,7 +60,8 @@ class Session:
         factors = numbers_by_block("block_lr", self.config.learning.block_lr, self.checkpoint.architecture)
         if self._like is not None:
             return like_tensors(self.checkpoint, settings, list(self._parts), self._like)
-        found = find_targets(self.checkpoint, settings, factors)
+        self.selection = select_targets(self.checkpoint, settings, factors)
+        found = self.selection.targets
         return [each for each in found if each.group in self._parts and has_rate(self.config, each)]
 
     def attach(self, network: Network) -> None:
@@ -93,7 +94,8 @@ class Session:
 
     def _wrap_blocks(self) -> None:
         blocks = checkpointed_blocks(self.checkpoint, with_text_encoders="text_encoder" in self._parts)
-        self._undo.enter_context(gradient_checkpointing(blocks, dropout_of(self.config.network).active))
+        draws = self._network is not None and self._network.draws
+        self._undo.enter_context(gradient_checkpointing(blocks, draws))
 
     def _prepare(self) -> None:
         checkpoint = self.checkpoint

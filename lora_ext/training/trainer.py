@@ -18,6 +18,7 @@ from lora_ext.dataset.dataset import ImageDataset
 from lora_ext.networks.dropout import dropout_of
 from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.network import Network
+from lora_ext.networks.targets import Target, described
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import caption_warnings
@@ -124,7 +125,9 @@ class Trainer:
     def _network(self, session: Session, first: NetworkFile | None, state: SavedState | None) -> Network:
         """The network with the weights that the run begins with: what is made from it may take copies of them."""
         config = self.config
-        network = Network(session.targets(), generator_for(config.learning.seed, "network"), dropout_of(config.network))
+        targets = session.targets()
+        self._announce_targets(session, targets)
+        network = Network(targets, generator_for(config.learning.seed, "network"), dropout_of(config.network))
         if config.memory.full_bf16:
             network.cast(torch.bfloat16)
         if state:
@@ -196,6 +199,14 @@ class Trainer:
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):
             if part not in prepared.rates and (rate == 0 or (rate is None and learning.learning_rate == 0)):
                 self.events.message("warning", f"The {part.replace('_', ' ')} is not trained: its learning rate is 0.")
+
+    def _announce_targets(self, session: Session, targets: Sequence[Target]) -> None:
+        self.events.message("info", described(targets))
+        if session.selection is not None:
+            for note in session.selection.notes:
+                self.events.message("info", note)
+            for warning in session.selection.warnings:
+                self.events.message("warning", warning)
 
     def _cached_dataset(self, prepared: PreparedRun) -> ImageDataset:
         """The dataset, with the latents that are kept."""

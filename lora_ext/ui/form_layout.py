@@ -55,8 +55,8 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "learning": {
         "Rates": (
-            "unet_lr", "text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
-            "loraplus_text_encoder_lr_ratio", "block_lr",
+            "unet_lr", "text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training", "loraplus_lr_ratio",
+            "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio", "block_lr",
         ),
         "Optimizer": ("optimizer_type", "weight_decay", "max_grad_norm", "ema_decay", "optimizer_args"),
         "Schedule": (

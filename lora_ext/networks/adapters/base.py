@@ -48,6 +48,11 @@ class Adapter(nn.Module):
         return self._module_forward is not None
 
     @property
+    def draws(self) -> bool:
+        """Whether `forward` draws random numbers in train mode."""
+        return self.dropout.active
+
+    @property
     def base_forward(self) -> Forward:
         """The module's forward without the adapter."""
         if self._module_forward is None:

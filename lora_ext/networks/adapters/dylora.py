@@ -33,6 +33,11 @@ class DyloraAdapter(Adapter):
         self.lora_down = nn.ParameterList(part.clone() for part in down.split(self.unit))
         self.lora_up = nn.ParameterList(part.clone() for part in up.split(self.unit, dim=1))
 
+    @property
+    def draws(self) -> bool:
+        """It does in each pass: which blocks take part."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         """The module's output for x, and that of the blocks up to a drawn one; in eval mode that of all."""
         if self.left_out():

@@ -24,7 +24,6 @@ _MODULES = {
     "diag-oft": ("diag_oft", "DiagOFTModule"),
     "boft": ("boft", "ButterflyOFTModule"),
     "glora": ("glora", "GLoRAModule"),
-    "tlora": ("tlora", "TLoraModule"),
 }
 """Where `lycoris_lora` has the algorithms."""
 
@@ -41,12 +40,6 @@ _FACTORS = {
     "boft": ("oft_blocks",),
 }
 """The parameters that max norm makes smaller, all by the same factor."""
-
-
-_NOT_THERE = (
-    "network_algorithm = {0}: the lycoris_lora that is installed does not have it ({1}); tlora needs version 4, which "
-    "needs torch 2.4 or newer: choose another algorithm, or update"
-)
 
 
 class LycorisAdapter(DenseAdapter):
@@ -174,7 +167,7 @@ class _Base:
 def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> Any:
     """The module of `lycoris_lora` for a target, drawn from the CPU `generator`; UserError where it cannot be had."""
     form = target.form
-    stand_in = _stand_in(target.module, with_weight=bool(form.dora) or form.algorithm == "tlora")
+    stand_in = _stand_in(target.module, with_weight=bool(form.dora))
     kind = _kind(form)
     with _drawing_from(generator), _quietly():
         try:
@@ -194,10 +187,7 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
 
 def _kind(form: AdapterForm) -> Any:
     package, name = _MODULES[form.algorithm]
-    try:
-        return getattr(import_module(f"lycoris.modules.{package}"), name)
-    except ImportError as error:
-        raise UserError(_NOT_THERE.format(form.algorithm, error)) from error
+    return getattr(import_module(f"lycoris.modules.{package}"), name)
 
 
 def _arguments(form: AdapterForm) -> dict[str, Any]:

@@ -28,5 +28,8 @@ def make_adapter(target: Target, generator: torch.Generator, dropout: Dropout = 
         return NormAdapter(target, dropout)
     if form.algorithm == "ia3":
         return InputOutputAdapter(target, dropout)
-    drawn = {"dylora": DyloraAdapter, "tlora": TloraAdapter}
-    return drawn.get(form.algorithm, LycorisAdapter)(target, generator, dropout)
+    if form.algorithm == "tlora":
+        return TloraAdapter(target, dropout)
+    if form.algorithm == "dylora":
+        return DyloraAdapter(target, generator, dropout)
+    return LycorisAdapter(target, generator, dropout)

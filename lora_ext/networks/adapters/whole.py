@@ -97,4 +97,8 @@ class InputOutputAdapter(Adapter):
 
     def tensors_for_file(self) -> dict[str, Tensor]:
         """`weight` and `on_input`."""
+        return self.state_tensors()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The same: which side it is belongs to a state too."""
         return {"weight": self.weight, "on_input": self.on_input}
