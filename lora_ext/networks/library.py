@@ -63,13 +63,8 @@ class NetworkLibrary:
         """The live file of this name, or else the file of this stem, of this stem in other letter case, or of this
         `ss_output_name`; with `epoch`, the file of that epoch of the run that such a file belongs to.
 
-<<<<<<< HEAD
-        Earlier folders come first. An `ss_output_name` that several files share stands for none of them. Files that
-        cannot be applied (`.pt`, `.ckpt`) are found too, so that reading them can say so. Raises UserError where the
-        run has no file of that epoch.
-=======
-        Earlier folders come first. An `ss_output_name` that several files share stands for none of them.
->>>>>>> h1
+        Earlier folders come first. An `ss_output_name` that several files share stands for none of them. Raises
+        UserError where the run has no file of that epoch.
         """
         if epoch is not None:
             return self._find_epoch(name, epoch)
