@@ -14,7 +14,9 @@ from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.weight_views import WeightView
 from lora_ext.networks.library import Identity, NetworkLibrary, identity
+from lora_ext.networks.masked_forward import MaskedForwards
 from lora_ext.networks.matching import match, unknown_message, unmatched_message
+from lora_ext.networks.region_mask import RegionMask, is_spatial
 from lora_ext.networks.weight_patch import Share, ShareError, patches_of
 from lora_ext.protocols import UserError
 
@@ -40,11 +42,19 @@ class _Wanted:
         """What the first tag calls it; an epoch goes by its file."""
         return self.tags[0].name if self.tags[0].epoch is None else self.file[0].stem
 
-    def multiplier(self, key: str, architecture: Architecture) -> float:
-        """The sum of what its tags ask for one module. UserError where block weights are for other checkpoints."""
+    def multipliers(self, key: str, architecture: Architecture) -> dict[RegionMask | None, float]:
+        """Mask (None is everywhere) → the sum of what its tags ask for one module there, where that is not 0.
+
+        Raises UserError where block weights are for other checkpoints.
+        """
         is_text = key.startswith(_TEXT_PREFIX)
-        parts = ((tag.te if is_text else tag.unet_multiplier, tag) for tag in self.tags)
-        return sum(strength * tag.block_multiplier(key, architecture) for strength, tag in parts if strength)
+        found: dict[RegionMask | None, float] = {}
+        for tag in self.tags:
+            strength = tag.te if is_text else tag.unet_multiplier
+            if strength:
+                mask = tag.region if is_spatial(key) else None
+                found[mask] = found.get(mask, 0.0) + strength * tag.block_multiplier(key, architecture)
+        return {mask: multiplier for mask, multiplier in found.items() if multiplier}
 
 
 @dataclass
@@ -138,12 +148,14 @@ class ActiveNetworks:
 
     def _patch(self, shares: dict[Identity, list[Share]], applied: _Applied) -> None:
         """Put the files' parts into the weights, without a file of which one cannot be made."""
-        patches = patches_of(share for parts in shares.values() for share in parts)
-        if not patches:
+        everywhere = [share for parts in shares.values() for share in parts if share.mask is None]
+        masked = [share for parts in shares.values() for share in parts if share.mask is not None]
+        if not everywhere and not masked:
             self._ledger.restore(OWNER)
             return
+        regions = MaskedForwards(self._checkpoint.unet, masked) if masked else None
         try:
-            self._ledger.patch(OWNER, patches)
+            self._ledger.patch(OWNER, patches_of(everywhere), regions)
         except ShareError as error:
             file, key, _ = error.source
             name = next(network.name for network in applied.wanted if network.file == file)
@@ -156,9 +168,9 @@ class ActiveNetworks:
         loaded = self._files.get(network.file, self._checkpoint.architecture)
         matched = match(loaded.modules, self._all_weights(), self._checkpoint)
         shares = [
-            Share((network.file, key, parameter), multiplier, network.dyn, view, loaded.modules[key], parameter)
+            Share((network.file, key, parameter), multiplier, network.dyn, view, loaded.modules[key], parameter, mask)
             for (key, parameter), view in matched.views.items()
-            if (multiplier := network.multiplier(key, self._checkpoint.architecture))
+            for mask, multiplier in network.multipliers(key, self._checkpoint.architecture).items()
         ]
         if loaded.unknown:
             applied.messages.append(unknown_message(network.name, loaded.unknown))

@@ -53,16 +53,21 @@ class BlockWeights:
     sd: tuple[float, ...] | None
     sdxl: tuple[float, ...] | None
 
+    def numbers(self, architecture: Architecture) -> tuple[float, ...]:
+        """The factors for a kind of checkpoint; UserError where these are for another kind."""
+        numbers = self.sdxl if architecture == "SDXL" else self.sd
+        if numbers is None:
+            count = "12 or 20" if architecture == "SDXL" else "17 or 26"
+            raise UserError(f"lbw={self.text} is not for {architecture} checkpoints: those take {count} numbers")
+        return numbers
+
     def multiplier(self, key: str, architecture: Architecture) -> float:
         """The factor of a module by its key in files; 1 for what belongs to no block (time embedding, last layer).
 
         Raises UserError where the weights are for another kind of checkpoint.
         """
-        numbers, blocks = (self.sdxl, SDXL_BLOCKS) if architecture == "SDXL" else (self.sd, SD_BLOCKS)
-        if numbers is None:
-            count = "12 or 20" if architecture == "SDXL" else "17 or 26"
-            raise UserError(f"lbw={self.text} is not for {architecture} checkpoints: those take {count} numbers")
-        block = block_name(key, architecture)
+        numbers, block = self.numbers(architecture), block_name(key, architecture)
+        blocks = SDXL_BLOCKS if architecture == "SDXL" else SD_BLOCKS
         return 1.0 if block is None else numbers[blocks.index(block)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from lora_ext.apply.block_weights import BlockWeights, Presets, parse_block_weights
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.networks.library import Epoch
+from lora_ext.networks.region_mask import RegionMask
 from lora_ext.protocols import UserError
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
@@ -24,7 +25,8 @@ class LoraTag:
 
     `dyn` uses the first so many ranks only, None all. `epoch` is the epoch of the name's run, None the file of this
     name. `lbw` are factors by block. The U-Net's part acts after the first `start` sampling steps and until `stop`
-    of them are made, None to the end; the text encoders' part acts always.
+    of them are made, None to the end; the text encoders' part acts always. `region` is where in the picture the U-Net's
+    part acts, None everywhere; no text says so.
     """
 
     name: str
@@ -35,6 +37,7 @@ class LoraTag:
     lbw: BlockWeights | None = None
     start: int = 0
     stop: int | None = None
+    region: RegionMask | None = None
 
     @property
     def unet_multiplier(self) -> float:

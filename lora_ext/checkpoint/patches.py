@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,6 +27,18 @@ class Patch(Protocol):
         ...
 
 
+class Attachment(Protocol):
+    """What is put over the forwards of modules, beside the patches: it goes whenever they go."""
+
+    def attach(self, original: Callable[[nn.Parameter], Tensor]) -> None:
+        """Put it there; `original` gives the untouched values of a parameter."""
+        ...
+
+    def detach(self) -> None:
+        """Undo `attach` exactly."""
+        ...
+
+
 class PatchLedger:
     """Backs up, patches and restores parameters, for one owner at a time.
 
@@ -37,6 +49,7 @@ class PatchLedger:
     def __init__(self) -> None:
         self._originals = Backups()
         self._patches: dict[nn.Parameter, Patch] = {}
+        self._attachment: Attachment | None = None
         self._owner: str | None = None
         self._exclusive: str | None = None
         self._revision = 0
@@ -57,9 +70,9 @@ class PatchLedger:
         return self._revision
 
     @torch.no_grad()
-    def patch(self, owner: str, patches: Mapping[nn.Parameter, Patch]) -> None:
+    def patch(self, owner: str, patches: Mapping[nn.Parameter, Patch], attachment: Attachment | None = None) -> None:
         """Set the whole state: each parameter in `patches` becomes what its patch makes of W₀, every other one W₀ bit
-        for bit; one that has an equal patch already is not touched.
+        for bit; one that has an equal patch already is not touched. `attachment` takes the place of the one before.
 
         After an exception everything is W₀. Raises RuntimeError where someone else has patches in the weights or has
         them exclusively.
@@ -68,6 +81,7 @@ class PatchLedger:
         self._revision += 1
         self._owner = owner
         self._originals.begin()
+        self._detach()
         try:
             for parameter in self._originals:
                 if parameter not in patches:
@@ -75,11 +89,18 @@ class PatchLedger:
                     self._patches.pop(parameter, None)
             for parameter, patch in patches.items():
                 self._patch_one(parameter, patch)
+            if attachment is not None:
+                attachment.attach(self.original)
+                self._attachment = attachment
         except BaseException:
             self._restore_all()
             raise
-        if not self._originals:
+        if not self._originals and attachment is None:
             self._owner = None
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter's untouched values, on its device."""
+        return self._originals.base(parameter) if parameter in self._originals else parameter.detach()
 
     def restore(self, owner: str) -> None:
         """Set every parameter that `owner` has patched to W₀ bit for bit; nothing happens where it has patched none."""
@@ -104,6 +125,7 @@ class PatchLedger:
 
     def forget(self) -> None:
         """Drop all backups without restoring: other weights were loaded into the same parameters."""
+        self._detach()
         self._originals.clear()
         self._patches.clear()
         self._owner = None
@@ -124,8 +146,14 @@ class PatchLedger:
         patch.write(parameter.detach() if untouched else self._originals.base(parameter), parameter.detach())
         self._patches[parameter] = patch
 
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
     @torch.no_grad()
     def _restore_all(self) -> None:
+        self._detach()
         for parameter in self._originals:
             self._originals.put_back(parameter)
         self._patches.clear()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.weight_views import WeightView
+from lora_ext.networks.region_mask import RegionMask
 from lora_ext.networks.weight_delta import LowRankFactors, ModuleDelta, exact_matmul
 from lora_ext.protocols import UserError
 
@@ -30,7 +31,8 @@ class ShareError(UserError):
 class Share:
     """One network's part in one parameter of the checkpoint.
 
-    `source` says where `delta` comes from and what it changes: two shares of one source hold the same tensors.
+    `source` says where `delta` comes from and what it changes: two shares of one source hold the same tensors. With a
+    `mask` it acts in a region of the picture alone, and cannot be in the weights.
     """
 
     source: Hashable
@@ -39,6 +41,7 @@ class Share:
     view: WeightView = field(compare=False)
     delta: ModuleDelta = field(compare=False)
     parameter: str = "weight"
+    mask: RegionMask | None = None
 
     @property
     def factors(self) -> LowRankFactors | None:

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.webui
 PROMPT = "a red star"
 NETWORK, EPOCH, WEIGHT = "[LoRA] Network", "[LoRA] Epoch", "[LoRA] Weight"
 UNET_WEIGHT, TE_WEIGHT = "[LoRA] U-Net weight", "[LoRA] TE weight"
-OURS = (NETWORK, EPOCH, WEIGHT, UNET_WEIGHT, TE_WEIGHT)
+BLOCKS = "[LoRA] Block weights"
+OURS = (NETWORK, EPOCH, WEIGHT, UNET_WEIGHT, TE_WEIGHT, BLOCKS)
 NOTHING = ("Nothing", "")
 ENDINGS = ("_attn1_to_q", "_attn2_to_v", "_fc1", "_proj_in")
 
@@ -114,6 +115,22 @@ def test_axes_may_stand_in_any_order(webui: Any, run_of_four: Path) -> None:
     check(plot(webui, f"{PROMPT} <lora:w2-run:0.7>, soft", epoch, unet, te), expected, prompts)
 
 
+def test_block_weights_by_weight(webui: Any, run_of_four: Path) -> None:
+    numbers = ",".join(["1"] * 9 + ["0.5"] * 8)
+    cells = plot(webui, f"{PROMPT} <lora:w2-run:1>", (BLOCKS, f'None, OUTALL, "{numbers}"'), (WEIGHT, "0.5, 1"))
+    tags = ("", " <lora:w2-run:{}:lbw=OUTALL>", f" <lora:w2-run:{{}}:lbw={numbers}>")
+    prompts = [f"{PROMPT}{tag.format(weight)}" for weight in ("0.5", "1") for tag in tags]
+    check(cells, singles(webui, prompts), prompts)
+
+
+def test_what_else_the_tag_says_stays(webui: Any, run_of_four: Path) -> None:
+    prompt = f"{PROMPT} <lora:w2-run:0.7:epoch=1:lbw=MIDD:step=1-3>"
+    prompts = [f"{PROMPT} <lora:w2-run-000001:{weight}:lbw=MIDD:start=1:stop=3>" for weight in ("0.5", "1")]
+    check(plot(webui, prompt, (WEIGHT, "0.5, 1")), singles(webui, prompts), prompts)
+    prompts = [f"{PROMPT} <lora:{name}:0.7:lbw=MIDD:start=1:stop=3>" for name in ("w2-run-000002", "w2-run")]
+    check(plot(webui, prompt, (EPOCH, "2, last")), singles(webui, prompts), prompts)
+
+
 def test_networks_with_a_column_without_one(webui: Any, run_of_four: Path) -> None:
     cells = plot(webui, PROMPT, (NETWORK, "None, w2-run, w2-other"), (WEIGHT, "0.5, 1"))
     prompts = [f"{PROMPT}{tag}" for w in ("0.5", "1") for tag in ("", f" <lora:w2-run:{w}>", f" <lora:w2-other:{w}>")]
@@ -161,6 +178,13 @@ WRONG = {
     ),
     "the other way round": (PROMPT, (EPOCH, "1"), (NETWORK, "w2-run, w2-other"), "w2-other has no file of epoch 1"),
     "no network named": (PROMPT, (WEIGHT, "0.5, 1"), NOTHING, "of which network?"),
+    "no preset": (f"{PROMPT} <lora:w2-run:1>", (BLOCKS, "SIDE"), NOTHING, "lbw = 'SIDE' is no preset"),
+    "for others": (
+        f"{PROMPT} <lora:w2-run:1>",
+        (BLOCKS, f'"{",".join("1" * 12)}"'),
+        NOTHING,
+        "not for SD1 checkpoints",
+    ),
     "no number": (f"{PROMPT} <lora:w2-run:1>", (WEIGHT, "0.5, heavy"), NOTHING, "'heavy' is no number"),
 }
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_ext.apply.block_weights import BlockWeights, parse_block_weights, preset_names
 from lora_ext.apply.tags import LoraTag, parse_tags
-from lora_ext.grid.axes import NetworkChoice, network_file, network_names, prompt_with, tag_text
+from lora_ext.grid.axes import NetworkChoice, network_file, network_names, prompt_with
 from lora_ext.grid.values import format_number, parse_epochs, parse_values
+from lora_ext.host.webui import settings
 from lora_ext.host.webui.state import get_host
 from lora_ext.networks.library import Epoch, NetworkLibrary
 from lora_ext.protocols import UserError
 
 NETWORK, EPOCH, WEIGHT = "[LoRA] Network", "[LoRA] Epoch", "[LoRA] Weight"
 UNET_WEIGHT, TE_WEIGHT = "[LoRA] U-Net weight", "[LoRA] TE weight"
+BLOCKS = "[LoRA] Block weights"
 WITHOUT = "None"
 
 _AXES_ON_REQUEST = "lora_workshop_axes"
@@ -26,12 +29,11 @@ _EPOCH_SUFFIX = re.compile(r"-\d{6}$")
 
 @dataclass(frozen=True)
 class BaseTag:
-    """The network that the prompt itself names: `epoch` None is the file of exactly this name."""
+    """The network that the prompt itself names, by its tag: `epoch` None is the file of exactly this name."""
 
     network: str
     epoch: Epoch | None
-    te: float
-    unet: float
+    tag: LoraTag
 
 
 @dataclass
@@ -50,17 +52,17 @@ class Cell:
         """The cell's tag, None without a network. Raises UserError where there is no such file."""
         if None in self.picked.values():
             return None
-        base = self.base or BaseTag("", None, 1.0, 1.0)
-        weight = self.picked.get(WEIGHT)
-        name = self.picked.get(NETWORK)
-        choice = NetworkChoice(
-            base.network if name is None else name,
-            self.picked.get(EPOCH, base.epoch if name is None else None),
-            te=self.picked.get(TE_WEIGHT, base.te if weight is None else weight),
-            unet=self.picked.get(UNET_WEIGHT, base.unet if weight is None else weight),
-        )
-        path = network_file(choice, library)
-        return None if path is None else tag_text(path.stem, choice)
+        base = self.base or BaseTag("", None, LoraTag(""))
+        name, weight = self.picked.get(NETWORK), self.picked.get(WEIGHT)
+        epoch = self.picked.get(EPOCH, base.epoch if name is None else None)
+        path = network_file(NetworkChoice(base.network if name is None else name, epoch), library)
+        if path is None:
+            return None
+        te = self.picked.get(TE_WEIGHT, base.tag.te if weight is None else weight)
+        unet = self.picked.get(UNET_WEIGHT, base.tag.unet_multiplier if weight is None else weight)
+        lbw = self.picked.get(BLOCKS, base.tag.lbw)
+        tag = replace(base.tag, name=path.stem, te=te, unet=None if unet == te else unet, epoch=None, lbw=lbw)
+        return tag.text()
 
 
 def register() -> None:
@@ -74,12 +76,13 @@ def register() -> None:
 
 def _add_axes(xyz_grid: Any) -> None:
     present = {option.label for option in xyz_grid.axis_options}
-    parsers: dict[str, tuple[Callable[[str, Any], list[Any]], Callable[[], list[str]] | None, float]] = {
+    parsers: dict[str, tuple[Callable[[list[str], Any], list[Any]], Callable[[], list[str]] | None, float]] = {
         NETWORK: (_parse_networks, network_choices, 0.6),
         EPOCH: (_parse_epochs, epoch_choices, 0.5),
         WEIGHT: (_parse_weights, None, 0.1),
         UNET_WEIGHT: (_parse_weights, None, 0.1),
         TE_WEIGHT: (_parse_weights, None, 0.1),
+        BLOCKS: (_parse_blocks, block_choices, 0.1),
     }
     for label, (parse, choices, cost) in parsers.items():
         if label not in present:
@@ -109,14 +112,19 @@ def epoch_choices() -> list[str]:
     return [WITHOUT, *(str(epoch) for epoch, _ in newest[:-1]), "last"]
 
 
+def block_choices() -> list[str]:
+    """What 📒 fills in: every preset for `lbw=`, after a column without a network."""
+    return [WITHOUT, *preset_names(settings.block_presets())]
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _confirm_for(label: str, parse: Callable[[str, Any], list[Any]]) -> Callable[[Any, list[Any]], None]:
+def _confirm_for(label: str, parse: Callable[[list[str], Any], list[Any]]) -> Callable[[Any, list[Any]], None]:
     def confirm(p: Any, xs: list[Any]) -> None:
         """Put the values in place of what was written, and refuse what there is no file for."""
-        xs[:] = parse(",".join(str(x) for x in xs), p)
+        xs[:] = parse([str(x).strip() for x in xs], p)
         if not xs:
             raise UserError(f"{label}: no values are given; choose some, or press 📒")
         axes = getattr(p, _AXES_ON_REQUEST, None) or {}
@@ -127,17 +135,29 @@ def _confirm_for(label: str, parse: Callable[[str, Any], list[Any]]) -> Callable
     return confirm
 
 
-def _parse_networks(text: str, p: Any) -> list[str | None]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return [None if name.lower() == WITHOUT.lower() else name for name in names]
+def _parse_networks(items: list[str], p: Any) -> list[str | None]:
+    return [None if _is_without(name) else name for name in items if name]
 
 
-def _parse_epochs(text: str, p: Any) -> list[Epoch | None]:
+def _parse_blocks(items: list[str], p: Any) -> list[BlockWeights | None]:
+    """Presets and lists of numbers, which stand in quotation marks where they are typed, with None between them."""
+    presets, architecture = settings.block_presets(), get_host().checkpoint().architecture
+    found = [None if _is_without(item) else parse_block_weights(item, presets) for item in items if item]
+    for weights in found:
+        if weights is not None:
+            weights.numbers(architecture)
+    return found
+
+
+def _is_without(item: str) -> bool:
+    return item.lower() == WITHOUT.lower()
+
+
+def _parse_epochs(items: list[str], p: Any) -> list[Epoch | None]:
     """Epochs with None for a column without a network; empty or "all" is every epoch of the prompt's network."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
     found: list[Epoch | None] = []
-    for item in items or ["all"]:
-        if item.lower() == WITHOUT.lower():
+    for item in [item for item in items if item] or ["all"]:
+        if _is_without(item):
             found.append(None)
             continue
         found += parse_epochs(item, EPOCH) or _every_epoch(p)
@@ -153,10 +173,11 @@ def _every_epoch(p: Any) -> list[Epoch]:
     return [*epochs, "last"]
 
 
-def _parse_weights(text: str, p: Any) -> list[float | None]:
+def _parse_weights(items: list[str], p: Any) -> list[float | None]:
+    text = ",".join(items)
     found: list[float | None] = []
     for value in parse_values(text, "weights"):
-        if isinstance(value, str) and value.lower() != WITHOUT.lower():
+        if isinstance(value, str) and not _is_without(value):
             raise UserError(f"weights = {text!r}: {value!r} is no number; allowed are 0.8, 0.4-1.2 (+0.2), and None")
         found.append(None if isinstance(value, str) else float(value))
     return found
@@ -192,17 +213,20 @@ def _chosen_labels(p: Any) -> set[str]:
 
 
 def base_tag(p: Any) -> BaseTag | None:
-    """The first network in the prompt: with its epoch where its name is that of a run's epoch."""
-    tags = [tag for prompt in _prompts(p.prompt) for tag in parse_tags(prompt).tags]
+    """The first network in the prompt: with its epoch where its name is that of a run's epoch, or the tag says it."""
+    presets = settings.block_presets()
+    tags = [tag for prompt in _prompts(p.prompt) for tag in parse_tags(prompt, presets).tags]
     return _base_of(tags[0]) if tags else None
 
 
 def _base_of(tag: LoraTag) -> BaseTag:
     stem = _EPOCH_SUFFIX.sub("", tag.name)
+    if tag.epoch is not None:
+        return BaseTag(stem, tag.epoch, tag)
     for epoch, path in get_host().library.epochs_of(stem) if stem != tag.name else ():
         if path.stem == tag.name:
-            return BaseTag(stem, epoch, tag.te, tag.unet_multiplier)
-    return BaseTag(tag.name, None, tag.te, tag.unet_multiplier)
+            return BaseTag(stem, epoch, tag)
+    return BaseTag(tag.name, None, tag)
 
 
 def _apply_to(label: str) -> Callable[[Any, Any, Any], None]:
@@ -254,11 +278,13 @@ def _prompts(prompt: Any) -> list[str]:
 
 def _label(p: Any, option: Any, value: Any) -> str:
     """What stands beside the row or column."""
-    short = option.label.removeprefix("[LoRA] ")
     if value is None:
         return "no LoRA"
     if option.label == EPOCH:
         return _last_label(p) if value == "last" else f"epoch {value}"
+    if option.label == BLOCKS:
+        return f"blocks {value.text}"
+    short = option.label.removeprefix("[LoRA] ")
     return str(value) if option.label == NETWORK else f"{short}: {format_number(value)}"
 
 

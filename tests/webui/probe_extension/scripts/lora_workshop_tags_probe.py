@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import statistics
 import time
@@ -143,6 +144,23 @@ watched = Watched()
 script_callbacks.on_cfg_denoised(watched.called)
 
 
+def set_regions(masks):
+    """From now on these names have these masks (rows of numbers) wherever a tag holds them; none gives them up."""
+    tags = importlib.import_module("lora_ext.host.webui.tags")
+    region = importlib.import_module("lora_ext.networks.region_mask").RegionMask
+    original = getattr(tags._tags_of, "original", tags._tags_of)
+
+    def with_masks(p, params_list):
+        found = original(p, params_list)
+        return [
+            dataclasses.replace(tag, region=region.of(torch.tensor(masks[tag.name]))) if tag.name in masks else tag
+            for tag in found
+        ]
+
+    with_masks.original = original
+    tags._tags_of = with_masks if masks else original
+
+
 def owner():
     """Who `lora` and `lyco` belong to, and whether that is the code which an import would give now."""
     lora, lyco = extra_networks.extra_network_registry["lora"], extra_networks.extra_network_aliases["lyco"]
@@ -164,6 +182,10 @@ def started(_, app):
     @app.post("/lw-probe/tags/watch")
     def route_watch(body: dict):
         return watched.start(body.get("stop_after"))
+
+    @app.post("/lw-probe/tags/regions")
+    def route_regions(body: dict):
+        return set_regions(body)
 
     @app.post("/lw-probe/tags/interleaved")
     def route_interleaved(body: dict):
