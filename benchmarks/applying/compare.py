@@ -82,7 +82,7 @@ def measure(activate: Callable[[Wanted], None], names: Sequence[str], touched: i
     for round in range(case.rounds):
         wanted = [(names[0], 0.5 + round / 100)]
         each["weight changed"].append(timed(lambda wanted=wanted: activate(wanted), case.device))
-    for round in range(max(5, case.rounds)):
+    for round in range(2 * case.rounds + 1):
         wanted = [(names[(round + 1) % 5], 1.0)]
         each["another of five"].append(timed(lambda wanted=wanted: activate(wanted), case.device))
     for round in range(case.rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,8 +19,15 @@ from lora_ext.host.standalone.random_checkpoint import FULL_KINDS
 from lora_ext.host.standalone.unet import UNet
 from lora_ext.networks.file import write_network
 
-CONVOLUTIONS = ("_conv", "_conv1", "_conv2", "_conv_shortcut", "_in_layers_2", "_out_layers_3", "_op")
+CONVOLUTIONS = ("_conv", "_in_layers_2", "_emb_layers_1", "_out_layers_3", "_skip_connection", "_op")
 ENDS = ("time_embed", "conv_in", "conv_out", "label_emb", "input_blocks_0_", "lora_unet_out_")
+_SDXL = FULL_KINDS["sdxl"]
+KINDS = {
+    **{name: FULL_KINDS[name] for name in ("sd1", "sd2", "sdxl")},
+    "sdxl-part": replace(_SDXL, unet=replace(_SDXL.unet, transformer_depth=(0, 2, 2), transformer_depth_middle=2)),
+}
+"""The last is SDXL with two of the ten layers in its deep transformers, where the memory does not suffice for all."""
+
 _SPREAD = 2**20 + 1  # random numbers that are repeated: drawing billions takes minutes
 
 
@@ -27,7 +35,7 @@ def full_size(kind: str, dtype: torch.dtype, device: str, with_text: bool) -> Ch
     """U-Net and, where wanted, text encoders of a kind's real size; no VAE, no file."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    plan = FULL_KINDS[kind]
+    plan = KINDS[kind]
     encoders: list[TextEncoder] = []
     with torch.device("meta"):
         unet = UNet(plan.unet)
@@ -80,7 +88,7 @@ def adapted(weights: dict[str, WeightView], with_convolutions: bool) -> dict[str
     chosen = {}
     for key, view in weights.items():
         transformer = "_attentions_" in key or "_transformer_blocks_" in key or key.endswith(("_proj_in", "_proj_out"))
-        convolution = with_convolutions and ("_resnets_" in key or key.endswith((*CONVOLUTIONS, "_emb_layers_1")))
+        convolution = with_convolutions and ("_resnets_" in key or key.endswith(CONVOLUTIONS))
         inside = key.startswith("lora_te") or transformer or convolution
         if inside and len(view.shape) >= 2 and not any(end in key for end in ENDS):
             chosen[key] = view

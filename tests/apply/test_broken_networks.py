@@ -91,7 +91,7 @@ DAMAGES: tuple[Damage, ...] = (other_shape, other_values, other_dtype, missing, 
 def damage_bytes(path: Path, random: random.Random) -> None:
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[:8], "little")
-    how = random.randrange(4)
+    how = random.randrange(4 if len(data) > 8 + length else 3)  # an empty file has no tensor to say wrong things of
     if how == 0:
         del data[random.randrange(len(data)) :]
     elif how == 1:
@@ -136,4 +136,4 @@ def test_some_damaged_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_damaged_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    check(checkpoint, tmp_path, 1500, seed=2)
+    check(checkpoint, tmp_path, 1000, seed=2)

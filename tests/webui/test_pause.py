@@ -131,14 +131,15 @@ def test_where_tags_are_left_to_the_built_in_it_is_told(webui: WebUI, dataset: P
     ended(webui, run)
 
 
-def test_a_prompt_that_is_left_to_the_built_in_as_a_whole_is_told(webui: WebUI, dataset: Path, networks: Path) -> None:
+def test_a_broken_network_beside_the_live_one_is_told_and_the_live_one_applied(
+    webui: WebUI, dataset: Path, networks: Path
+) -> None:
     save_file({"lora_unet_nothing.hada_w1_a": np.zeros((1, 1), np.float32)}, networks / "lw-pause-loha.safetensors")
     run = paused_run(webui, dataset)
-    picture(webui, f"{LIVE} <lora:lw-pause-loha:1>")
-    problem = webui.call(f"{API}/status?run={run}")["live_network_problem"]
-    assert "this prompt is left to the built-in" in problem and "lw-pause-loha.safetensors is of a kind" in problem
-    assert f"LoRA Workshop: <lora:{NAME}-live:1> does nothing: {problem}" in comments(webui)
-    picture(webui, LIVE)
+    live = picture(webui, LIVE)
+    assert np.array_equal(picture(webui, f"{LIVE} <lora:lw-pause-loha:1>"), live)
+    (comment,) = comments(webui)
+    assert comment.startswith("lw-pause-loha is left out: lora_unet_nothing: hada_w1_b missing")
     assert webui.call(f"{API}/status?run={run}")["live_network_problem"] == ""
     webui.call(f"{API}/cancel", {"id": run})
     ended(webui, run)
