@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -47,6 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
                 skipped[f"{marker}: {reason}"] = skipped.get(f"{marker}: {reason}", 0) + 1
     config.stash[_SKIPPED] = skipped
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["skipped"] = skipped  # of several processes each collects all tests
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over from one of several processes what it has left out."""
+    node.config.stash[_SKIPPED] = getattr(node, "workeroutput", {}).get("skipped", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -14,13 +14,16 @@ SOURCES = Path(__file__).resolve().parents[2]
 NEEDS_MORE = "not webui and not gpu"
 """pytest's marker expression without options: what any machine can run."""
 
+_SIDE_BY_SIDE = ("-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile")
+"""Several processes, each of which takes 2 GB of memory where full-size models are tested."""
+
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run `test`, `lint` or `bench`, handing `arguments` on; the exit code is the program's."""
     if not (SOURCES / "tests").is_dir():
         raise UserError(f"{command}: {SOURCES} holds no tests; this command works in a copy of the repository")
     if command == "test":
-        return _run(["pytest", *(arguments or ["-m", NEEDS_MORE])])
+        return _run(["pytest", *(arguments or ["-m", NEEDS_MORE, *_SIDE_BY_SIDE])])
     if command == "bench":
         return _run(["benchmarks", *arguments])
     if arguments:
