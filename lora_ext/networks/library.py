@@ -21,7 +21,7 @@ Epoch = int | Literal["last"]
 
 _EPOCH_SUFFIX = re.compile(r"-\d{6}$")
 _READ = ".safetensors"
-_KNOWN = (_READ, ".pt", ".ckpt")
+KNOWN_SUFFIXES = (_READ, ".pt", ".ckpt")
 _SHORT = 256  # characters
 
 
@@ -71,7 +71,7 @@ class NetworkLibrary:
         live = self._live.get(name)
         if live is not None:
             return live
-        files = sorted(self._files(_KNOWN), key=lambda path: _KNOWN.index(path.suffix.lower()))
+        files = sorted(self._files(KNOWN_SUFFIXES), key=lambda path: KNOWN_SUFFIXES.index(path.suffix.lower()))
         for same in (str.__eq__, _equal_but_for_case):
             for path in files:
                 if same(path.stem, name):
@@ -88,7 +88,7 @@ class NetworkLibrary:
 
     def names(self) -> list[str]:
         """Stems of all files that can be read, sorted; a text encoder's file goes with the one that it belongs to."""
-        files = self._files(_KNOWN)
+        files = self._files(KNOWN_SUFFIXES)
         return sorted(
             {path.stem for path in files if path.suffix == _READ or not is_text_companion(path)}, key=str.lower
         )

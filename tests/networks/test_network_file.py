@@ -22,6 +22,8 @@ from lora_ext.networks.file import (
     scan_network,
     write_network,
 )
+from lora_ext.networks.safetensors_file import read_metadata
+from lora_ext.networks.weight_delta import weight_delta
 from lora_ext.protocols import UserError
 
 METADATA = {"ss_output_name": 'häßlich 猫 \n\t\x01\x7f"\\', "ss_seed": "42", "modelspec.title": "test"}
@@ -167,6 +169,29 @@ def test_headers_that_contradict_themselves_are_refused_in_words(tmp_path: Path)
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
     with pytest.raises(UserError, match="no valid safetensors file"):
         read_network(path)
+
+
+def test_numbers_of_eight_bits_are_read(tmp_path: Path) -> None:
+    """1, 2 and -3 as F8_E4M3, at a place where larger numbers could not lie."""
+    path = tmp_path / "a.safetensors"
+    header = json.dumps(
+        {
+            "lora_unet_x.alpha": {"dtype": "F8_E4M3", "shape": [], "data_offsets": [0, 1]},
+            "lora_unet_x.lora_down.weight": {"dtype": "F8_E4M3", "shape": [1, 2], "data_offsets": [1, 3]},
+            "lora_unet_x.lora_up.weight": {"dtype": "F16", "shape": [1, 1], "data_offsets": [3, 5]},
+        }
+    ).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes([0x38, 0x40, 0xC4]) + struct.pack("<e", 4.0))
+    assert weight_delta(read_network(path).modules["lora_unet_x"]).tolist() == [[8.0, -12.0]]
+
+
+def test_metadata_alone_are_read_wherever_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    first, last = {"__metadata__": {"ss_seed": "1"}}, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    for header, gap in (({**first, **last}, (", ", ": ")), ({**last, **first}, (",", ":")), (last, None)):
+        text = json.dumps(header, separators=gap).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
+        assert read_metadata(path) == header.get("__metadata__", {})
 
 
 def test_missing_files_and_folders_are_refused_in_words(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -75,19 +78,19 @@ def sdxl_unet() -> nn.Module:
         )
 
 
+@pytest.mark.slow
 def test_diffusers_names_of_sdxl_become_sgms() -> None:
     """diffusers' own SDXL tree, module by module, is the 722 + 66 that sd-scripts adapts, with the same shapes."""
     stored = {key: shape for key, shape in listed("sdxl_locon").items() if key.startswith(PREFIX)}
     expected = {key.removeprefix(PREFIX): [shape["out"][0], *shape["in"]] for key, shape in stored.items()}
-    named = {
-        ldm_name(path.replace(".", "_")): [module.weight.shape[0], *module.weight.shape[1:]]
-        for path, module in sdxl_unet().named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    layers = {path: each for path, each in sdxl_unet().named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
+    named = {ldm_name(path.replace(".", "_")): list(layer.weight.shape) for path, layer in layers.items()}
     assert len(expected) == 788
     assert {name: named[name] for name in expected} == expected
     ends = set(named) - set(expected)
     assert ends == {"input_blocks_0_0", "out_2", "time_embed_0", "time_embed_2", "label_emb_0_0", "label_emb_0_2"}
+    found = modules_of([f"unet.{path}.lora.down.weight" for path in layers])
+    assert set(found.modules) == {PREFIX + name for name in named} and not found.unknown
 
 
 TO_Q = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -251,6 +254,29 @@ def test_the_checkpoint_tells_what_the_file_leaves_open() -> None:
     assert list(canonical_modules(tensors, {}, "SDXL").modules) == ["lora_unet_input_blocks_4_1_proj_in"]
 
 
+@pytest.mark.parametrize("checkpoint", ["sd1", "sd2"])
+@pytest.mark.parametrize("start", ["lora_unet_", "diffusion_model.", "model.diffusion_model.", "diffusion_model_"])
+def test_every_module_in_ldm_names(checkpoint: str, start: str) -> None:
+    """Flat and dotted, as ComfyUI and others write them for SD1 and SD2."""
+    paths = {key: path for key, path in listed(f"name_map_{checkpoint}").items() if key.startswith(PREFIX)}
+    inside = [path.removeprefix("model.diffusion_model.") for path in paths.values()]
+    names = [start + (path if start.endswith(".") else path.replace(".", "_")) for path in inside]
+    found = modules_of([f"{name}.lora_down.weight" for name in names])
+    assert list(found.modules) == list(paths) and not found.unknown
+
+
+def test_every_module_in_openclips_names() -> None:
+    """SD2's text encoder, whose module names files have in HF's words."""
+    start = "cond_stage_model."
+    paths = {key: path for key, path in listed("name_map_sd2").items() if path.startswith(start)}
+    names = {
+        key: re.sub(r"in_proj_weight\[([qkv])\]", r"\1_proj", path.removeprefix(start)).replace(".", "_")
+        for key, path in paths.items()
+    }
+    found = modules_of([f"lora_te_{name}.alpha" for name in names.values()])
+    assert len(names) == 138 and list(found.modules) == list(names)
+
+
 @pytest.mark.parametrize("checkpoint", ["sd1_locon", "sd2_locon", "sdxl_locon"])
 def test_sd_scripts_own_names_stay_as_they_are(checkpoint: str) -> None:
     keys = list(listed(checkpoint))
@@ -370,20 +396,28 @@ class Adapted(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"proj_in": 7}, "init_lora_weights": False}],
+    ("kind", "options"),
+    [
+        ("LoraConfig", {"lora_alpha": 3}),
+        ("LoraConfig", {"lora_alpha": 3, "use_rslora": True}),
+        ("LoraConfig", {"lora_alpha": 3, "use_dora": True}),
+        ("LoraConfig", {"lora_alpha": 3, "alpha_pattern": {"proj_in": 7}}),
+        ("LoHaConfig", {"alpha": 3}),
+        ("LoHaConfig", {"alpha": 3, "use_effective_conv2d": True}),
+        ("LoKrConfig", {"alpha": 3}),
+    ],
 )
-def test_what_peft_saves_does_the_same_here(tmp_path: Path, options: dict[str, Any]) -> None:
-    from peft import LoraConfig, get_peft_model
+def test_what_peft_saves_does_the_same_here(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    import peft
 
     torch.manual_seed(0)
     plain, x = Adapted(), torch.randn(2, 6, 5, 5)
     weights = {name: each.detach().clone() for name, each in plain.named_parameters()}
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=["proj_in", "proj_out", "conv1"], **options)
-    theirs: Any = get_peft_model(plain, config)
+    config = getattr(peft, kind)(r=2, target_modules=["proj_in", "proj_out", "conv1"], **options)
+    theirs: Any = peft.get_peft_model(plain, config)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            if "lora_" in name:
+            if any(part in name for part in ("lora_", "hada_", "lokr_")):
                 parameter.add_(torch.rand(parameter.shape))
     expected = theirs(x)
     theirs.save_pretrained(tmp_path)
@@ -398,6 +432,21 @@ def test_what_peft_saves_does_the_same_here(tmp_path: Path, options: dict[str, A
     torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "shape", "stays"),
+    [
+        ("lora_magnitude_vector", (4,), (4,)),
+        ("lora_magnitude_vector.weight", (1, 4, 1, 1), (4,)),
+        ("lora_magnitude_vector.default", (1, 4, 1, 1), (4,)),
+        ("dora_scale", (1, 4), (1, 4)),  # OneTrainer's lengths by input, in a file that is diffusers' otherwise
+        ("dora_scale", (4, 1), (4, 1)),
+    ],
+)
+def test_lengths_of_dora_keep_their_axis(suffix: str, shape: tuple[int, ...], stays: tuple[int, ...]) -> None:
+    (module,) = canonical_modules({f"unet.{DOTTED_Q}.{suffix}": torch.ones(shape)}, {}).modules.values()
+    assert module["dora_scale"].shape == stays
+
+
 def test_alpha_in_diffusers_metadata(tmp_path: Path) -> None:
     tensors = {
         f"unet.{DOTTED_Q}.lora_A.weight": torch.ones(2, 4),
@@ -410,3 +459,20 @@ def test_alpha_in_diffusers_metadata(tmp_path: Path) -> None:
     assert (
         "alpha" not in canonical_modules(tensors, {"lora_adapter_metadata": "[" * 100_000}).modules[f"lora_unet_{TO_Q}"]
     )
+
+
+PIECES = ["lora_", "lycoris_", "unet", "te1", "_", ".", ":", "down_blocks", "output_blocks", "attentions", "1", "12"]
+PIECES += ["encoder.layers", "lora_A", "lora_magnitude_vector", "default", "weight", "alpha", "base_model.model."]
+PIECES += ["bundle_emb."]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=9).map("".join), max_size=4),
+    st.sampled_from([(), (1,), (1, 2), (2, 1, 1, 1)]),
+)
+def test_every_tensor_is_somewhere_whatever_its_name(names: list[str], shape: tuple[int, ...]) -> None:
+    tensors = {name: torch.ones(shape) for name in names}
+    found = canonical_modules(tensors, {})
+    parts = [*found.modules.values(), *found.embeddings.values()]
+    assert sum(map(len, parts)) + len(found.unknown) == len(tensors)

@@ -106,6 +106,12 @@ def test_damaged_tensors_are_refused_in_words(tensors: dict[str, Tensor], words:
         weight_delta(tensors)
 
 
+def test_large_values_are_values() -> None:
+    """Their sum is beyond fp32."""
+    tensors = {"diff": torch.full((2, 2), 3e38)}
+    assert weight_delta(tensors).equal(tensors["diff"])
+
+
 def test_tf32_is_off_inside_and_as_before_outside() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     try:

@@ -256,6 +256,9 @@ def test_weights_of_other_shapes_do_not_fit() -> None:
         assert delta.fits((OUT, IN, 3, 3)), name
         assert not delta.fits((OUT + 2, IN + 2, 3, 3)), name
         assert not delta.fits((OUT + 2,)), name
+        for shape in ((OUT,), (OUT, IN), (OUT, IN * 9), (OUT, IN * 9, 1, 1), (OUT, IN // 2, 3, 6)):
+            if delta.fits(shape):  # whatever is said to fit does
+                assert delta.delta(torch.ones(shape)).shape == shape, name
         with pytest.raises(UserError, match="does not fit|without the weight"):
             weight_delta(tensors, torch.zeros(OUT + 2, IN + 2, 3, 3))
     square = module_delta({"lora_up.weight": torch.ones(4, 1), "lora_down.weight": torch.ones(1, 6)})
@@ -293,6 +296,8 @@ def test_a_bias_alone_changes_the_bias_alone() -> None:
     delta = module_delta({"diff_b": torch.tensor([1.0, 2.0])})
     assert delta.parameters == ("bias",) and delta.fits((2, 5)) and not delta.fits((3, 5))
     assert delta.delta(torch.zeros(2), 0.5, parameter="bias").tolist() == [0.5, 1.0]
+    with pytest.raises(UserError, match="changes its bias alone"):
+        weight_delta({"diff_b": torch.tensor([1.0, 2.0])})
 
 
 def test_the_sparse_rest_of_an_extracted_lora() -> None:

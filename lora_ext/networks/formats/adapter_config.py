@@ -35,7 +35,7 @@ def adapter_alpha(key: str, rank: int, metadata: Mapping[str, str]) -> Tensor | 
         everything = _table(metadata.get(_DIFFUSERS_KEY))
         start = f"{part}."
         config = {name.removeprefix(start): value for name, value in everything.items() if name.startswith(start)}
-    alpha = config.get("lora_alpha")
+    alpha = config.get("lora_alpha", config.get("alpha"))
     pattern = config.get("alpha_pattern")
     for name, value in pattern.items() if isinstance(pattern, dict) else ():
         if key.endswith("_" + name.replace(".", "_")):

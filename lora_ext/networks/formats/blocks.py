@@ -33,10 +33,10 @@ _ENDS = {
 }
 _LDM_ENDS = {name: end for end, name in _ENDS.items()}
 
-_LDM_BLOCK = re.compile(r"(input|output)_blocks_(\d+)_(\d)_(.+)")
+_LDM_BLOCK = re.compile(r"(input|output)_blocks_(\d{1,4})_(\d)_(.+)")
 _LDM_MIDDLE = re.compile(r"middle_block_([012])_(.+)")
-_BLOCK = re.compile(r"(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)")
-_MIDDLE = re.compile(r"mid_block_(resnets|attentions)_(\d+)_(.+)")
+_BLOCK = re.compile(r"(down|up)_blocks_(\d{1,4})_(resnets|attentions|downsamplers|upsamplers)_(\d{1,4})_(.+)")
+_MIDDLE = re.compile(r"mid_block_(resnets|attentions)_(\d{1,4})_(.+)")
 
 _SURE: dict[Family, re.Pattern[str]] = {
     "SDXL": re.compile(

@@ -18,7 +18,7 @@ from lora_ext.networks.formats.blocks import (
     is_ldm_name,
     ldm_name,
 )
-from lora_ext.networks.formats.names import TEXT, TEXT_1, TEXT_2, UNET, TensorName, parse_tensor_name
+from lora_ext.networks.formats.names import PEFT_LENGTHS, TEXT, TEXT_1, TEXT_2, UNET, TensorName, parse_tensor_name
 from lora_ext.networks.formats.unnamed import numbered_places
 
 _EMBEDDING = "bundle_emb."
@@ -63,9 +63,8 @@ def canonical_modules(
         if place.suffix in module:
             found.unknown.append(name)
         else:
-            tensor = tensors[name]
-            is_vector = place.suffix == "dora_scale" and place.dialect in ("diffusers", "PEFT")
-            module[place.suffix] = tensor.reshape(-1) if is_vector and tensor.shape[0] == 1 else tensor
+            is_pefts = PEFT_LENGTHS in name  # (1, out, 1, 1) of a convolution: by output, as it always is
+            module[place.suffix] = tensors[name].reshape(-1) if is_pefts else tensors[name]
     found.dialect = _dialect(places, metadata)
     if found.dialect in ("diffusers", "PEFT"):
         _add_alphas(found.modules, metadata)
@@ -125,9 +124,9 @@ def _dialect(places: Mapping[str, TensorName], metadata: Mapping[str, str]) -> s
 
 
 def _add_alphas(modules: Mapping[str, dict[str, Tensor]], metadata: Mapping[str, str]) -> None:
-    """peft keeps one alpha for all modules outside of the tensors."""
+    """peft keeps one alpha for all modules outside of the tensors, for LoRA and LoHa; its LoKr goes without."""
     for key, module in modules.items():
-        down = module.get("lora_down.weight")
+        down = module.get("lora_down.weight", module.get("hada_w1_b"))
         if "alpha" not in module and down is not None and down.ndim:
             alpha = adapter_alpha(key, down.shape[0], metadata)
             if alpha is not None:

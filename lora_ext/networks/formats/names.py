@@ -11,6 +11,9 @@ from lora_ext.networks.weight_delta import SUFFIXES
 UNET, TEXT, TEXT_1, TEXT_2 = "unet", "te", "te1", "te2"
 """Parts as sd-scripts has them: `lora_unet_…`, `lora_te_…` (SD1, SD2), `lora_te1_…` and `lora_te2_…` (SDXL)."""
 
+PEFT_LENGTHS = "lora_magnitude_vector"
+"""peft's name for DoRA's lengths."""
+
 
 @dataclass(frozen=True)
 class TensorName:
@@ -30,15 +33,15 @@ _FOREIGN_SUFFIXES = {
     "lora.up.weight": "lora_up.weight",
     "lora_linear_layer.down.weight": "lora_down.weight",
     "lora_linear_layer.up.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
-    "lora_magnitude_vector.weight": "dora_scale",
+    PEFT_LENGTHS: "dora_scale",
+    f"{PEFT_LENGTHS}.weight": "dora_scale",
     "lora.alpha": "alpha",
     "lora_linear_layer.alpha": "alpha",
     "network_alpha": "alpha",
 }
 _SUFFIXES = {**{suffix: suffix for suffix in SUFFIXES}, **_FOREIGN_SUFFIXES}
 _NEVER_DOTTED = {"weight", "bias"}  # what every checkpoint's tensors end with
-_PEFT_MARKS = ("lora_A.", "lora_B.", "lora_magnitude_vector")
+_PEFT_MARKS = ("lora_A.", "lora_B.", PEFT_LENGTHS)
 
 _FLAT = re.compile(r"(lora|lyco|lycoris|oft)_(?:prior_)?(unet|te\d?)_(.+)")
 _OLD_PROCESSORS = (  # diffusers' attention processors before 0.22, and its text encoders before 0.17

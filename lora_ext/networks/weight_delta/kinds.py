@@ -110,6 +110,8 @@ def weight_delta(tensors: Mapping[str, Tensor], base: Tensor | None = None, mult
     Without a weight ΔW has the shape that is stored, which only networks that do not need one allow.
     """
     delta = module_delta(tensors)
+    if "weight" not in delta.parameters:
+        raise UserError(f"{delta.algorithm} of this module changes its bias alone: there is no change of the weight")
     if base is None:
         if delta.needs_weight:
             raise UserError(f"{delta.algorithm} changes a weight by what it is: it cannot be made without the weight")

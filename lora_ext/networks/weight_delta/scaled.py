@@ -29,6 +29,10 @@ class Ia3Delta(ModuleDelta):
         outputs, *rest = weight_shape
         return (outputs, len(self._factors), *rest[1:]) if self._on_input else (len(self._factors), *rest)
 
+    def fits(self, weight_shape: Sequence[int]) -> bool:
+        """As for all kinds; a weight of one axis, as norms have it, has no inputs and outputs."""
+        return len(weight_shape) > 1 and super().fits(weight_shape)
+
     def weight_change(self, base: Tensor, multiplier: float, dyn: int | None) -> Tensor:
         """The weight times the numbers."""
         factors = on(base, self._factors) * multiplier
@@ -71,6 +75,10 @@ class GloraDelta(ModuleDelta):
     def shape_for(self, weight_shape: Sequence[int]) -> tuple[int, ...]:
         """(out, in, kh, kw) of the factors, whatever the weight."""
         return self._shape
+
+    def fits(self, weight_shape: Sequence[int]) -> bool:
+        """As for all kinds; A mixes the inputs, so that there have to be as many."""
+        return tuple(weight_shape[1:2]) == self._shape[1:2] and super().fits(weight_shape)
 
     def weight_change(self, base: Tensor, multiplier: float, dyn: int | None) -> Tensor:
         """W A + B."""

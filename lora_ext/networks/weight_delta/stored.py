@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -65,6 +66,10 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     wide = tensor.float() if tensor.element_size() == 1 else tensor
+    if math.isfinite(
+        wide.sum(dtype=torch.float32)
+    ):  # a fifth of the time; what overflows is looked at number by number
+        return True
     return bool(torch.isfinite(wide).all())
 
 
@@ -86,8 +91,3 @@ def check_pointwise(suffix: str, tensor: Tensor) -> None:
 def damaged(what: str) -> UserError:
     """What is wrong with a file's tensors, with the remedy."""
     return UserError(f"{what}: the file is damaged, get it again")
-
-
-def kernel_columns(shape: Sequence[int]) -> int:
-    """in·kh·kw of a weight of this shape."""
-    return int(torch.Size(shape[1:]).numel())
