@@ -49,6 +49,11 @@ def first_network(settings: NetworkSettings, folders: Sequence[Path]) -> Network
     return file
 
 
+def tensors_of(file: NetworkFile) -> dict[str, Tensor]:
+    """A file's tensors by sd-scripts' names, whatever names it has them under."""
+    return {f"{key}.{suffix}": each for key, tensors in file.modules.items() for suffix, each in tensors.items()}
+
+
 def like_tensors(
     checkpoint: Checkpoint, settings: NetworkSettings, parts: Sequence[str], tensors: Mapping[str, Tensor]
 ) -> list[Target]:

@@ -22,7 +22,7 @@ from lora_ext.networks.targets import Target, described
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.conditioning import caption_warnings
-from lora_ext.training.first_network import begin_with, first_network
+from lora_ext.training.first_network import begin_with, first_network, tensors_of
 from lora_ext.training.first_weights import read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
@@ -112,7 +112,7 @@ class Trainer:
         prepared = self._with_class_pictures(prepared)
         facts = facts_of(prepared.scan, checkpoint, base, config.loss.masked_loss)
         changes = check_same_run(state, prepared, facts) if state else []
-        source = state.network if state else first.tensors if first else None
+        source = state.network if state else tensors_of(first) if first else None
         like = source if config.network.dim_from_weights else None
         with Session(checkpoint, config, prepared.rates, base, like) as session:
             network = self._network(session, first, state)

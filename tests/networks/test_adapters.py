@@ -129,23 +129,21 @@ def own_tensors(form: AdapterForm, adapter: Adapter) -> dict[str, Tensor]:
     return {renamed.get(name, name): tensor for name, tensor in state.items()}
 
 
-@torch.no_grad()
-def lycoris_forward(form: AdapterForm, layer: Any, adapter: Adapter, x: Tensor, monkeypatch: Any) -> Tensor:
-    """The output of lycoris_lora's module with the adapter's tensors."""
+def loaded_lycoris_module(form: AdapterForm, layer: Any, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lycoris_lora's module with the adapter's tensors."""
     module = lycoris_module(form, layer)
     parameters = dict(module.named_parameters())
-    tensors = {
-        name: each for name, each in own_tensors(form, adapter).items() if not name.endswith(("_start", "input"))
-    }
+    apart = ("_start", "on_input")
+    tensors = {name: each for name, each in own_tensors(form, adapter).items() if not name.endswith(apart)}
     assert parameters.keys() == tensors.keys()
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name].reshape(parameter.shape))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name].reshape(parameter.shape))
     if form.algorithm == "full" and version("lycoris_lora").startswith("3."):
         monkeypatch.setattr(module, "org_bias", module.org_bias[0])  # which it takes for a tensor, and is a list
     if form.algorithm == "dylora":
         monkeypatch.setattr("random.randint", lambda first, last: last)  # all blocks, as we have it in eval mode
-    output: Tensor = module(x)
-    return output
+    return module
 
 
 def close(actual: Tensor, expected: Tensor, limit: float = 2e-6) -> Tensor:
@@ -167,7 +165,7 @@ def test_an_adapter(form: AdapterForm, name: str, tmp_path: Path, monkeypatch: p
     assert not close(changed, before, 1e-3)
     adapter.detach()
     assert torch.equal(layer(x), before) and torch.equal(layer.weight, weight) and "forward" not in layer.__dict__
-    assert close(changed, lycoris_forward(form, layer, adapter, x, monkeypatch))
+    assert close(changed, loaded_lycoris_module(form, layer, adapter, monkeypatch)(x))
 
     write_network(
         tmp_path / "x.safetensors", {f"lora_unet_x.{k}": v for k, v in adapter.tensors_for_file().items()}, {}, "float"
@@ -214,6 +212,27 @@ def test_gradients_flow_to_everything_after_a_step(form: AdapterForm, name: str)
     assert layer.weight.grad is None
     others, ups = adapter.split_parameters()
     assert len(others) + len(ups) == len(parameters)
+
+
+@pytest.mark.parametrize(("form", "name"), [case for case in CASES if case.values[0].algorithm != "dylora"])  # type: ignore[union-attr]
+def test_gradients_are_those_of_lycoris(form: AdapterForm, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = layer_and_input(name)
+    adapter = trained(make(form, layer))
+    adapter.attach()
+    inputs = x.clone().requires_grad_()
+    output = layer(inputs)
+    weights = torch.randn(output.shape, generator=seeded(4))
+    (output * weights).sum().backward()
+    adapter.detach()
+    theirs = x.clone().requires_grad_()
+    module = loaded_lycoris_module(form, layer, adapter, monkeypatch)
+    (module(theirs) * weights).sum().backward()
+    assert inputs.grad is not None and theirs.grad is not None and close(inputs.grad, theirs.grad, 1e-5)
+    ours, parameters = own_tensors(form, adapter), dict(module.named_parameters())
+    for key, parameter in parameters.items():
+        if parameter.requires_grad and not form.frozen_down:
+            assert ours[key].grad is not None and parameter.grad is not None
+            assert close(ours[key].grad, parameter.grad.reshape(ours[key].shape), 2e-5), key  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

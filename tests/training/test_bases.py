@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import read_network
-from lora_ext.protocols import Events
+from lora_ext.protocols import Control, Events, StepReport
 from lora_ext.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -167,3 +168,24 @@ def test_clip_skip_without_effect_is_told(
     config = small_config(max_train_steps=1, max_train_epochs=None, clip_skip=2, network_train_unet_only=True)
     Trainer(watched("sdxl"), config, tmp_path, said).run()
     assert any("clip_skip = 2 has no effect" in message for message in said.messages)
+
+
+def test_a_stopped_run_on_sdxl_goes_on_bit_for_bit(
+    watched: Callable[[str], Checkpoint], small_config: MakeConfig, tmp_path: Path
+) -> None:
+    class Stopping(Events):
+        def step(self, report: StepReport) -> None:
+            if report.step == 2:
+                control.stop()
+
+    checkpoint = watched("sdxl")
+    config = small_config(max_train_epochs=1, save_state_on_train_end=True, shuffle_caption=True)
+    going_on = replace(config, saving=replace(config.saving, resume="latest"))
+    control = Control()
+    stopped = Trainer(checkpoint, config, tmp_path / "parts", Stopping(), control).run()
+    assert stopped.stopped and stopped.steps == 2
+    parts = Trainer(checkpoint, going_on, tmp_path / "parts").run()
+    whole = Trainer(checkpoint, config, tmp_path / "whole").run()
+    assert parts.losses == whole.losses
+    one, other = (read_network(result.files[-1]).metadata["sshs_model_hash"] for result in (parts, whole))
+    assert one == other

@@ -10,11 +10,19 @@ import torch
 from torch import nn
 
 from lora_ext.config.train_config import make_config
+from lora_ext.networks.forms import AdapterForm
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target
 from lora_ext.protocols import ConfigError, UserError
 from lora_ext.training.optimizers import make_optimizer
-from lora_ext.training.rates import RateRun, learning_rate_curve, learning_rates, parameter_groups, rate_groups
+from lora_ext.training.rates import (
+    RateRun,
+    has_rate,
+    learning_rate_curve,
+    learning_rates,
+    parameter_groups,
+    rate_groups,
+)
 
 HALF_OUT = ",".join(["1"] * 13 + ["0.5"] * 12)
 
@@ -63,6 +71,14 @@ def test_nothing_to_train(values: dict[str, object], named: str) -> None:
             {"block_lr": HALF_OUT, "loraplus_lr_ratio": 2, "network_train_unet_only": True},
             {"unet": 1e-4, "unet up": 2e-4, "unet x0.5": 5e-5, "unet x0.5 up": 1e-4},
         ),
+        (
+            {"text_encoder_lr": 5e-5, "text_encoder_2_lr": 2e-5},
+            {"unet": 1e-4, "text_encoder": 5e-5, "text_encoder 2": 2e-5},
+        ),
+        ({"text_encoder_2_lr": 1e-4}, {"unet": 1e-4, "text_encoder": 1e-4}),
+        ({"text_encoder_lr": 0, "text_encoder_2_lr": 2e-5}, {"unet": 1e-4, "text_encoder 2": 2e-5}),
+        ({"network_preset": "unet-only"}, {"unet": 1e-4}),
+        ({"network_algorithm": "loha", "loraplus_lr_ratio": 2, "network_train_unet_only": True}, {"unet": 1e-4}),
         # Block 3 is a downsampler: without LoCon nothing of it is adapted, and its factor is nobody's.
         ({"block_lr": ",".join(["1"] * 3 + ["2"] + ["1"] * 21), "text_encoder_lr": 0}, {"unet": 1e-4}),
         (
@@ -101,6 +117,26 @@ def test_every_parameter_is_in_one_group() -> None:
     assert {label: [id(p) for p in found] for label, found in groups.items()} == {
         label: [id(p) for p in wanted] for label, wanted in expected.items()
     }
+
+
+def test_the_second_text_encoder_has_its_own_group() -> None:
+    targets = [Target(f"lora_te{number}_x", nn.Linear(3, 5), 2, 1.0, "text_encoder") for number in (1, 2)]
+    made = Network(targets, torch.Generator().manual_seed(0))
+    config = make_config({"text_encoder_lr": 5e-5, "text_encoder_2_lr": 2e-5, "loraplus_text_encoder_lr_ratio": 4})
+    groups = {group["label"]: (group["lr"], group["part"]) for group in parameter_groups(config, made.adapters)}
+    assert groups == {
+        "text_encoder": (5e-5, "text_encoder"), "text_encoder up": (2e-4, "text_encoder"),
+        "text_encoder 2": (2e-5, "text_encoder"), "text_encoder 2 up": (8e-5, "text_encoder"),
+    }  # fmt: skip
+    only_second = make_config({"text_encoder_lr": 0, "text_encoder_2_lr": 2e-5})
+    assert [has_rate(only_second, target) for target in targets] == [False, True]
+
+
+def test_frozen_down_factors_are_in_no_group() -> None:
+    target = Target("a", nn.Linear(3, 5), 2, 1.0, "unet", 4, AdapterForm(frozen_down=True))
+    made = Network([target], torch.Generator().manual_seed(0))
+    (group,) = parameter_groups(make_config({"lora_fa": True}), made.adapters)
+    assert [tuple(each.shape) for each in group["params"]] == [(5, 2)] and group["label"] == "unet"
 
 
 def test_blocks_of_factor_0_are_in_no_group_and_convolutions_of_a_file_are() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_ext.networks.adapters.dense import DenseAdapter
+from lora_ext.networks.adapters import factored
+from lora_ext.networks.adapters.dense import DenseAdapter, exact_numbers, is_fp32, operate
+from lora_ext.networks.adapters.dylora import pointwise
 from lora_ext.networks.dropout import NO_DROPOUT, Dropout
 from lora_ext.networks.forms import AdapterForm
 from lora_ext.networks.targets import Target
@@ -56,6 +58,7 @@ class LycorisAdapter(DenseAdapter):
         super().__init__(target, dropout)
         self.algorithm = target.form.algorithm
         self.kernel: Any = make_kernel(target, generator, dropout)
+        self._squares: Tensor | None = None
         self.kernel.to(_weight(target).device)
         self.alpha.fill_(float(self.kernel.alpha))
 
@@ -74,6 +77,66 @@ class LycorisAdapter(DenseAdapter):
         if self.target.form.dora:
             delta = self.kernel.apply_weight_decompose(base + delta, 1) - base
         return delta, None
+
+    def low_rank_forward(self, x: Tensor) -> Tensor | None:
+        """The output by the factors, where ΔW is a product of small ones and no rows of it are left out."""
+        form, kernel, module = self.target.form, self.kernel, self.target.module
+        if self.training and self.dropout.rank:
+            return None
+        if self.algorithm == "lokr" and not form.dora:
+            return self._sum(x, factored.kronecker_output(kernel, module, x), kernel.scale)
+        if self.algorithm == "loha" and not form.dora and not kernel.tucker:
+            if 2 * self.rank**2 > min(_weight(self.target).shape[:2]):
+                return None
+            down, up = factored.hadamard_factors(kernel, module)
+            return self._sum(x, factored.low_rank_output(module, x, down, up), kernel.scale)
+        if self.algorithm == "lora" and not form.dora:
+            core = kernel.lora_mid.weight if kernel.tucker else None
+            down, up = kernel.lora_down.weight, kernel.lora_up.weight
+            return self._sum(x, factored.low_rank_output(module, x, down, up, core), kernel.scale)
+        if self.algorithm == "lora" and form.dora == "out" and not kernel.tucker:
+            return self._with_lengths(x)
+        return self._both_sides(x) if self.algorithm == "glora" else None
+
+    def _sum(self, x: Tensor, added: Tensor, scale: float) -> Tensor:
+        """The module's output and the adapter's part of it."""
+        output = self.base_forward(x)
+        return output + (added * (self.kernel.scalar * scale).to(added.dtype)).to(output.dtype)
+
+    def _both_sides(self, x: Tensor) -> Tensor:
+        """GLoRA's W(Ax) + Bx beside Wx."""
+        kernel, module = self.kernel, self.target.module
+        scale = (kernel.scalar * kernel.scale).to(x.dtype)
+        inner = pointwise(pointwise(x, kernel.a2.weight), kernel.a1.weight) * scale
+        outer = factored.low_rank_output(module, x, kernel.b2.weight, kernel.b1.weight) * scale
+        if is_fp32(x):  # half precision would lose what is small beside x
+            output = self.base_forward(x + inner)
+        else:
+            output = self.base_forward(x) + operate(module, inner, _weight(self.target), None)
+        return output + outer.to(output.dtype)
+
+    def _with_lengths(self, x: Tensor) -> Tensor:
+        """DoRA on the output: every output times its length over that of W + ΔW."""
+        kernel, module = self.kernel, self.target.module
+        down, up = kernel.lora_down.weight, kernel.lora_up.weight
+        with exact_numbers(x.device):
+            base = _weight(self.target).detach().float().flatten(1)
+            factor = up.float().flatten(1) * (kernel.scale * kernel.scalar)
+            if self._squares is None:
+                self._squares = base.square().sum(1)
+            norms = factored.lengths(base, self._squares, down.float().flatten(1), factor)
+            ratio = kernel.dora_scale.float().flatten() / norms
+        output = self.base_forward(x)
+        pixels = (1, 1) if isinstance(module, nn.Conv2d) else ()
+        ratio = ratio.view(-1, *pixels).to(output.dtype)
+        bias = None if module.bias is None else module.bias.to(output.dtype).view(-1, *pixels)  # type: ignore[operator]
+        added = factored.low_rank_output(module, x, down, up * (kernel.scale * kernel.scalar)).to(output.dtype)
+        return output + (output if bias is None else output - bias) * (ratio - 1) + added * ratio
+
+    def attach(self) -> None:
+        """As any adapter; the lengths of W's rows are computed anew."""
+        self._squares = None
+        super().attach()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Keep the parameters in this dtype; GLoRA's, which are multiplied with the module's own, stay in fp32."""
