@@ -1,6 +1,7 @@
-"""The WebUI's entry: registers callbacks, nothing else."""
+"""The WebUI's entry: registers callbacks and the slot panel, nothing else."""
 
 import sys
+from typing import Any
 
 
 def forget_loaded() -> None:
@@ -24,5 +25,14 @@ def register_callbacks() -> None:
     register(Upstairs(make_tab, make_router, PlanningDesk, (demo_config_path, demo_dataset_path)))
 
 
+def panel_script() -> Any:
+    """The script class of the slot panel; the WebUI finds it among this file's names."""
+    from lora_ext.host.webui.slots import slot_script
+    from lora_ext.ui.slot_panel import build_slot_panel
+
+    return slot_script(build_slot_panel)
+
+
 forget_loaded()
 register_callbacks()
+SlotScript = panel_script()

@@ -61,6 +61,7 @@ CASES = {
             SGD_LIMITS,
         ),
         Case("LoCon", {"conv_dim": 8, "conv_alpha": 4.0}, ("--network_args", "conv_dim=8", "conv_alpha=4")),
+        Case("max norm", {"scale_weight_norms": 0.02}, ("--scale_weight_norms", "0.02")),
         Case(
             "max norm, SGD",
             {**SGD, "scale_weight_norms": 0.05},

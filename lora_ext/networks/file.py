@@ -97,12 +97,18 @@ def is_network_key(name: str) -> bool:
 
 
 def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
-    """(sshs_model_hash, sshs_legacy_hash) of a file with these tensors and the `ss_*` part of the metadata.
+    """(sshs_model_hash, sshs_legacy_hash) of a file with these tensors and the `ss_*` part of the metadata."""
+    entries = _entries(tensors)
+    return sshs_hashes(entries, _tensor_bytes(tensors[name] for name in entries), metadata)
 
-    The first is the sha256 of all after the header, the second 8 digits of that of 64 KiB from 1 MiB on.
+
+def sshs_hashes(entries: Mapping[str, Any], chunks: Iterable[bytes], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """(sshs_model_hash, sshs_legacy_hash) of the tensors of a header's entries, and of their bytes in that order.
+
+    The first is the sha256 of all after the header, the second 8 digits of that of 64 KiB from 1 MiB on, with the
+    `ss_*` part of the metadata alone in the header.
     """
-    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    header, *chunks = _serialised(tensors, training)
+    header = header_bytes(entries, {key: value for key, value in metadata.items() if key.startswith("ss_")})
     model, legacy = hashlib.sha256(), hashlib.sha256()
     position = len(header)
     legacy.update(header[_LEGACY_START : _LEGACY_START + _LEGACY_LENGTH])
@@ -112,6 +118,21 @@ def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, st
         legacy.update(chunk[start : max(_LEGACY_START + _LEGACY_LENGTH - position, 0)])
         position += len(chunk)
     return model.hexdigest(), legacy.hexdigest()[:8]
+
+
+def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file up to its first tensor: the header's length, metadata sorted by key, then the entries."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    text = json.dumps({**header, **entries}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def in_file_order(dtypes: Mapping[str, str]) -> list[str]:
+    """Names of tensors by the safetensors names of their dtypes, in the order in which the format lays them out."""
+    order = list(_DTYPE_NAMES.values())
+    places = {dtype: order.index(dtype) if dtype in order else len(order) for dtype in dtypes.values()}
+    return sorted(dtypes, key=lambda name: (places[dtypes[name]], name.encode("utf-8")))
 
 
 def scan_network(path: Path) -> NetworkHeader:
@@ -173,24 +194,25 @@ def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
 
 
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
-    """The header with its length, then the tensors' bytes: safetensors' layout, with metadata sorted by key."""
-    order = list(_DTYPE_NAMES)
-    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name.encode("utf-8")))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    """The header with its length, then the tensors' bytes: safetensors' layout."""
+    entries = _entries(tensors)
+    yield header_bytes(entries, metadata)
+    yield from _tensor_bytes(tensors[name] for name in entries)
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
     position = 0
-    for name in names:
+    for name in in_file_order({name: _DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}):
         tensor = tensors[name]
         end = position + math.prod(tensor.shape) * tensor.element_size()
-        header[name] = {
+        entries[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [position, end],
         }
         position = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    yield from _tensor_bytes(tensors[name] for name in names)
+    return entries
 
 
 def _tensor_bytes(tensors: Iterable[Tensor]) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -95,11 +96,12 @@ class _Masks:
         return height, width
 
 
+@dataclass(frozen=True)
 class _Part:
     """One network's masked part of one module: `change(x)` is what it adds to the output for the input x."""
 
-    def __init__(self, mask: RegionMask, change: Callable[[Tensor], Tensor]) -> None:
-        self.mask, self.change = mask, change
+    mask: RegionMask
+    change: Callable[[Tensor], Tensor]
 
 
 class _MaskedForward:

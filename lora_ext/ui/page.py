@@ -10,8 +10,11 @@ _FOREIGN = re.compile(
 SCRIPTS = (
     "lora_workshop.js",
     "lora_workshop_form.js",
+    "lora_workshop_masks.js",
+    "lora_workshop_networks.js",
     "lora_workshop_presets.js",
     "lora_workshop_samples.js",
+    "lora_workshop_slots.js",
     "lora_workshop_try.js",
 )
 """Our scripts, the one that the others extend first; the WebUI takes them in the order of their names."""

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lora_ext.protocols import Host
+from lora_ext.ui.networks_page import NETWORKS_PANEL
 from lora_ext.ui.pieces import RUNS_PANEL
 from lora_ext.ui.train_page import train_page
 from lora_ext.web import markup
@@ -48,6 +49,8 @@ def make_tab(
             for panel in panels:
                 with gr.Tab(panel.title, elem_id=f"lw-tab-{panel.title.lower()}") as opened:
                     panel.build(opened)
+            with gr.Tab("Networks", elem_id="lw-tab-networks"):
+                gr.HTML(NETWORKS_PANEL, elem_id="lw-networks-panel")
             with gr.Tab("Runs", elem_id="lw-tab-runs"):
                 gr.HTML(RUNS_PANEL, elem_id="lw-runs-panel")
     return tab

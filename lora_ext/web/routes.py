@@ -29,6 +29,7 @@ from lora_ext.protocols import Host, UserError
 from lora_ext.web.chart import Measurement, loss_chart
 from lora_ext.web.checkpoint_line import checkpoint_line
 from lora_ext.web.form_routes import add_form_routes
+from lora_ext.web.network_routes import add_network_routes
 from lora_ext.web.pictures import ROUTES, SAMPLE_THUMBNAIL, check_signature, media_type, picture_url, thumbnail
 from lora_ext.web.planning import PlanningDesk, plan_as_json
 from lora_ext.web.preset_routes import add_preset_routes
@@ -75,6 +76,7 @@ def make_router(
     _add_planning(router, runner, planning)
     add_form_routes(router, runner, planning)
     add_preset_routes(router, host)
+    add_network_routes(router, runner, host)
     _add_runs(router, runner, host)
     _add_control(router, runner)
     _add_pictures(router)

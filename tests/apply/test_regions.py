@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_ext.apply.active import ActiveNetworks
+from lora_ext.apply.active import OWNER, ActiveNetworks
 from lora_ext.apply.regions import channel_mask
 from lora_ext.apply.schedule import tags_at
 from lora_ext.apply.tags import LoraTag
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
+from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import write_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.networks.masked_forward import MaskedForwards
@@ -205,6 +206,35 @@ def test_other_sizes_of_pictures_in_between(setup: Setup) -> None:
         torch.testing.assert_close(setup.predict(latents), in_weights, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd1", "sd1-inpainting", "sd2", "sdxl"])
+def test_every_module_of_every_base(tiny_kind_path: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    """A network of all matrices and convolutions: a mask over everything is what the weights do."""
+    checkpoint = load_checkpoint(tiny_kind_path(kind), torch.device("cpu"), torch.float32).checkpoint
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for key, view in checkpoint_weights(checkpoint).items():
+        if key.startswith("lora_unet") and len(view.shape) > 1:
+            rows, columns, *kernel = view.shape
+            inputs = 4 if columns == 9 else columns  # networks change four channels of an inpainting checkpoint's nine
+            tensors[f"{key}.lora_up.weight"] = torch.randn(rows, 2, *[1] * len(kernel), generator=generator)
+            tensors[f"{key}.lora_down.weight"] = torch.randn(2, inputs, *kernel, generator=generator) * 0.003
+    write_network(tmp_path / "all.safetensors", tensors, {}, "float")
+    config = checkpoint.unet.config
+    latents = torch.randn(2, config.in_channels, 16, 24, generator=generator)
+    states = torch.randn(2, 77, config.context_dim, generator=generator)
+    y = torch.randn(2, config.adm_in_channels, generator=generator) if config.adm_in_channels else None
+    active = ActiveNetworks(checkpoint, PatchLedger(), NetworkLibrary([tmp_path]))
+    predictions = []
+    with torch.no_grad():
+        for tags in ([], [LoraTag("all")], [LoraTag("all", region=WHOLE)]):
+            assert active.activate(tags) == []
+            predictions.append(checkpoint.unet(latents, torch.full((2,), 500), states, y))
+    base, in_weights, masked = predictions
+    assert (in_weights - base).abs().max() > 0.01
+    torch.testing.assert_close(masked, in_weights, rtol=1e-3, atol=1e-4)
+
+
 def test_what_has_no_place_in_the_picture_is_in_the_weights(setup: Setup) -> None:
     setup.write_lora("cat", [TEXT, CONTEXT_KEY, QUERY])
     setup.activate(LoraTag("cat", 0.5, region=NOTHING))
@@ -257,6 +287,36 @@ def test_nothing_is_left_behind(setup: Setup) -> None:
         assert forwards(setup) == []
         assert not setup.checkpoint.unet._forward_pre_hooks
         assert torch.equal(setup.predict(), base)
+
+
+def test_a_part_that_cannot_be_made_leaves_its_network_out(setup: Setup) -> None:
+    """The others stay, and nothing of it is left over any forward."""
+    setup.write_lora("cat", [CONVOLUTION])
+    setup.activate(LoraTag("cat", region=WHOLE))
+    expected = setup.predict()
+    broken = dora(setup, QUERY)
+    broken[f"{QUERY}.dora_scale"] = torch.zeros(3, 1)
+    setup.write("broken", {**lora(setup, POINTWISE), **broken})
+    (message,) = setup.active.activate([LoraTag("cat", region=WHOLE), LoraTag("broken", region=WHOLE)])
+    assert message.startswith("broken is left out: ") and QUERY in message
+    assert len(forwards(setup)) == len(setup.checkpoint.unet._forward_pre_hooks) == 1
+    assert torch.equal(setup.predict(), expected)
+
+
+def test_an_attachment_that_fails_leaves_every_weight_as_it_was(setup: Setup) -> None:
+    class Failing:
+        def attach(self, original: object) -> None:
+            raise ValueError("no room")
+
+        def detach(self) -> None:
+            raise AssertionError("it never was attached")
+
+    setup.write_lora("cat", [QUERY])
+    setup.activate(LoraTag("cat"))
+    assert setup.changed() == {QUERY}
+    with pytest.raises(ValueError, match="no room"):
+        setup.ledger.patch(OWNER, {}, Failing())
+    assert (setup.changed(), setup.ledger.owner, setup.ledger.patched) == (set(), None, 0)
 
 
 def test_a_forward_that_was_there_before_comes_back(setup: Setup) -> None:

@@ -59,9 +59,13 @@ def test_the_shell_puts_right_what_fights_in_an_import(command: Callable, tmp_pa
 
 
 def test_train_refuses_what_would_be_trained_otherwise(command: Callable, imported_file: Path) -> None:
-    imported_file.write_text(SD_SCRIPTS + 'network_module = "networks.dylora"\n', encoding="utf-8")
+    imported_file.write_text(SD_SCRIPTS + 'network_module = "networks.oft"\n', encoding="utf-8")
     done = command("train", "--import", imported_file, "--plan")
-    assert done.code == 2 and "cannot be carried over whole" in done.err and "DyLoRA cannot be trained yet" in done.err
+    assert (
+        done.code == 2
+        and "cannot be carried over whole" in done.err
+        and "networks.oft cannot be trained here" in done.err
+    )
 
 
 def test_the_checkpoint_of_an_import(command: Callable, imported_file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -212,6 +213,7 @@ def test_gradients_flow_to_everything_after_a_step(form: AdapterForm, name: str)
     assert layer.weight.grad is None
     others, ups = adapter.split_parameters()
     assert len(others) + len(ups) == len(parameters)
+    assert len(ups) == {"lora": 1, "dylora": 2, "tlora": 1}.get(form.algorithm, 0)
 
 
 @pytest.mark.parametrize(("form", "name"), [case for case in CASES if case.values[0].algorithm != "dylora"])  # type: ignore[union-attr]
@@ -257,6 +259,21 @@ def test_a_half_precision_base_loses_nothing_of_a_small_change(
     monkeypatch.setattr(adapter, "_module_forward", lambda given: nothing)
     assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
     assert close(layer(x).float(), exact, 0.02)
+
+
+@pytest.mark.parametrize("dora", ["out", "in"])
+def test_a_small_change_of_lengths_gets_through_in_half_precision(dora: Any) -> None:
+    """Lengths grow by a hundredth, of which bf16's steps at 1 would leave 0.8: 1024 − 1024 becomes 10.24."""
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    nn.init.eye_(layer.weight)
+    nn.init.constant_(layer.bias, -1024.0)
+    layer.to(torch.bfloat16)
+    adapter: Any = make(AdapterForm("lora", dora=dora), layer).eval()
+    with torch.no_grad():
+        adapter.kernel.dora_scale.mul_(1.01)
+    adapter.attach()
+    output = layer(torch.full((1, 4), 1024.0, dtype=torch.bfloat16))
+    torch.testing.assert_close(output.float(), torch.full((1, 4), 10.24), rtol=0.005, atol=0.0)
 
 
 def test_the_start_is_the_seeds_and_nobodys_random_state_is_touched() -> None:
@@ -336,9 +353,18 @@ def test_what_an_algorithm_cannot_do_is_said_in_words() -> None:
     odd = nn.Linear(8, 7)
     with pytest.raises(UserError, match=r"boft: lora_unet_x has 7 outputs, which cannot be divided with network_dim"):
         make(AdapterForm("boft"), odd)
+    with pytest.raises(UserError, match=r"lora_unet_x has rank 4, which is no multiple of block_size = 3"):
+        make(AdapterForm("dylora", unit=3), layer_and_input("linear")[0])
     adapter = make(AdapterForm("tlora"), layer_and_input("linear")[0])
     with pytest.raises(UserError, match="its files are plain LoRA"):
         adapter.load_tensors(adapter.tensors_for_file())
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lycoris.modules.loha", None)
+    with pytest.raises(UserError, match="loha needs the package lycoris_lora .*: install it"):
+        make(AdapterForm("loha"), layer_and_input("linear")[0])
+    make(AdapterForm("dylora"), layer_and_input("linear")[0])  # which is ours
 
 
 def test_rslora_is_an_alpha() -> None:

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.config.train_config import TrainConfig
-from lora_ext.networks.file import read_network
+from lora_ext.checkpoint.text.openclip import explicit_attention
+from lora_ext.config.train_config import TrainConfig, make_config
+from lora_ext.host.standalone.loader import load_checkpoint
+from lora_ext.networks.file import read_network, write_network
+from lora_ext.networks.network import Network
+from lora_ext.networks.targets import find_targets
 from lora_ext.networks.weight_delta import module_delta
 from lora_ext.protocols import Control, Events, MessageLevel
+from lora_ext.training.first_weights import BaseNetwork, merged
 from lora_ext.training.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -99,3 +104,58 @@ def test_a_run_says_what_it_adapts(checkpoint: Checkpoint, small_config: MakeCon
     metadata = read_network(result.files[-1]).metadata
     assert metadata["ss_network_module"] == "lycoris.kohya"
     assert json.loads(metadata["ss_network_args"]) == {"algo": "loha", "preset": "attn-mlp"}
+
+
+@pytest.fixture(scope="module")
+def sdxl(tiny_kind_path: Callable[[str], Path]) -> Checkpoint:
+    return load_checkpoint(tiny_kind_path("sdxl"), torch.device("cpu"), torch.float32).checkpoint
+
+
+@torch.no_grad()
+def outputs(checkpoint: Checkpoint) -> list[Tensor]:
+    """What the text encoders and the U-Net give for some caption and some noise."""
+    states, pooled = [], []
+    with explicit_attention(checkpoint.text_encoders):
+        for encoder in checkpoint.text_encoders:
+            given, vector = encoder.encode_pooled(encoder.tokenize(["a cat"], 75))
+            states.append(given)
+            pooled += [vector] if vector is not None else []
+    generator = torch.Generator().manual_seed(0)
+    width = next(m for name, m in checkpoint.unet.named_modules() if name == "label_emb.0.0").weight.shape[1]
+    y = torch.cat([pooled[0], torch.randn((1, width - pooled[0].shape[1]), generator=generator)], dim=1)
+    latents = torch.randn((1, 4, 8, 8), generator=generator)
+    noise = checkpoint.unet(latents, torch.tensor([500]), torch.cat(states, dim=-1), y)
+    return [*states, *pooled, noise]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"dora_wd": True}, {"dora_wd": True, "wd_on_output": False}, {"network_algorithm": "dylora"},
+        {"network_preset": "full", "use_tucker": True, "train_norm": True, "use_scalar": True, "conv_dim": 2},
+        {"network_algorithm": "loha", "network_preset": "full", "use_tucker": True},
+        {"network_algorithm": "lokr", "network_preset": "full", "rs_lora": True, "network_dim": 2, "factor": 4},
+        {"network_algorithm": "ia3", "network_preset": "ia3"}, {"network_algorithm": "full", "network_preset": "full"},
+        {"network_algorithm": "diag-oft", "rescaled": True}, {"network_algorithm": "boft", "network_dim": 8},
+        {"network_algorithm": "glora"}, {"network_algorithm": "tlora"},
+    ],
+    ids=lambda values: " ".join(map(str, values.values())),
+)  # fmt: skip
+def test_a_saved_network_applied_is_what_was_trained(values: dict[str, Any], sdxl: Checkpoint, tmp_path: Path) -> None:
+    """SDXL: both text encoders, with fused attention in the second, and the U-Net; everything as it was afterwards."""
+    settings = make_config({"network_dim": 4, "network_alpha": 4.0, **values}).network
+    before = outputs(sdxl)
+    network = Network(find_targets(sdxl, settings), torch.Generator().manual_seed(0)).eval()
+    for number, parameter in enumerate(network.parameters()):
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.02
+    with network.attached():
+        trained = outputs(sdxl)
+    path = tmp_path / "cat.safetensors"
+    write_network(path, network.state_dict_for_file(), {}, "float")
+    with merged(sdxl, [BaseNetwork(read_network(path), 1.0, "")]):
+        applied = outputs(sdxl)
+    for one, other, untouched in zip(trained, applied, before, strict=True):
+        assert float((one - untouched).abs().max()) > 1e-3 * float(untouched.abs().max())
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4 * float(untouched.abs().max()))
+    assert all(torch.equal(one, other) for one, other in zip(outputs(sdxl), before, strict=True))

@@ -26,6 +26,8 @@ ROUTES = [
     ("GET", "/picture"), ("GET", "/form"), ("POST", "/form/plan"), ("POST", "/form/start"),
     ("GET", "/presets"), ("POST", "/presets/apply"), ("GET", "/presets/own"), ("POST", "/presets/save"),
     ("POST", "/presets/delete"), ("POST", "/import"), ("POST", "/export"),
+    ("GET", "/networks"), ("GET", "/network"), ("POST", "/network/words"), ("POST", "/network/metadata"),
+    ("POST", "/network/cover"),
 ]  # fmt: skip
 
 OTHER_SITES = [

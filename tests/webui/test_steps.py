@@ -121,6 +121,16 @@ def test_an_interrupted_picture_leaves_nothing(webui: Any, network: Networks) ->
     assert calls(webui) == "...."
 
 
+def test_where_weights_cannot_be_changed_the_picture_is_ended_and_told(webui: Any, network: Networks) -> None:
+    base = webui.generate(PROMPT).pictures[0]
+    webui.call("/lw-probe/tags/fail-at-step", {"step": 2})
+    webui.call("/lw-probe/tags/watch", {})
+    webui.generate(f"{PROMPT} <lora:w2-s:1:stop=4>", steps=8)
+    assert calls(webui) == "##."
+    assert "the picture was ended: injected between steps" in webui.call("/lw-probe/tags/comments")[0]
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
 def test_a_refiner_goes_on_in_the_same_step(webui: Any, network: Networks) -> None:
     """Here a copy of the checkpoint, in an instance of its own: the network moves there in the middle of its steps."""
     folder = webui.folder / "models" / "Stable-diffusion"

@@ -22,7 +22,7 @@ class NetworkSettings:
     network_algorithm: str = setting(
         "lora", "Algorithm",
         "lora (LoCon with a convolution rank) is the fastest, and every program reads it; loha and lokr make smaller "
-        "files; tlora is saved as lora of twice the rank.",
+        "files; tlora begins at the weights' own directions and is saved as lora of twice the rank.",
         choices=ALGORITHMS, sd_scripts="",
     )  # fmt: skip
     network_preset: str = setting(

@@ -158,6 +158,10 @@ def kohya_options(document: Mapping[str, Any]) -> dict[str, Any]:
         options = {name: value for name, value in options.items() if name not in _CONVOLUTIONS}
     if module != "lycoris.kohya":
         options.pop("preset", None)
+    if "dylora" in kind.lower() and "unit" in options:
+        options["block_size"] = options.pop("unit")
+    if kind.lower() in ("lycoris/diag-oft", "lycoris/boft") and "constrain" in options:
+        options["constraint"] = options.pop("constrain")
     _kohya_length(options)
     _kohya_rates(options)
     _kohya_noise(options)

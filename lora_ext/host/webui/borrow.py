@@ -12,6 +12,7 @@ from modules import call_queue, devices, lowvram, sd_hijack, sd_models, sd_unet,
 from torch import nn
 
 from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.patches import TRAINING, PatchLedger
 from lora_ext.host.webui import builtin_lora
 from lora_ext.host.webui.checkpoint_view import checkpoint_view
@@ -20,6 +21,7 @@ from lora_ext.protocols import UserError
 from lora_ext.training.random_states import random_states_kept
 
 JOB = "LoRA Workshop training"
+_KNOWN_CHANNELS = (4, INPAINTING_CHANNELS)
 
 
 @contextmanager
@@ -54,6 +56,7 @@ def borrowed(sd_model: Any, ledger: PatchLedger, end_run: Callable[[], None]) ->
         undo.enter_context(others_wait(sd_models, "send_model_to_cpu", end_run))
         undo.enter_context(others_wait(sd_vae, "reload_vae_weights"))
         undo.enter_context(on_the_device(sd_model))
+        undo.enter_context(vae_precision_kept(sd_model.first_stage_model))
         checkpoint = replace(checkpoint_view(sd_model), ledger=ledger)
         undo.enter_context(plain_unet(checkpoint.unet, checkpoint.vae))
         undo.enter_context(edges_plain())
@@ -72,7 +75,12 @@ def refuse_unsuitable(sd_model: Any) -> None:
             "the checkpoint's weights are in 8 bits (fp8), too coarse to train on: switch FP8 weight off in "
             "Settings > Optimizations (networks can be used with it)"
         )
-    checkpoint_view(sd_model)
+    checkpoint = checkpoint_view(sd_model)
+    if checkpoint.input_channels not in _KNOWN_CHANNELS:
+        raise UserError(
+            f"{checkpoint.name} has a U-Net of {checkpoint.input_channels} input channels (editing or depth): load "
+            "another checkpoint to train (networks can be used with it)"
+        )
 
 
 @contextmanager
@@ -107,6 +115,23 @@ def parameters_and_modes_kept(root: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def vae_precision_kept(vae: nn.Module) -> Iterator[None]:
+    """The VAE in the number format that it had, which a picture meanwhile may have changed.
+
+    Where decoding gives NaN, as SDXL's own VAE does in fp16, the WebUI casts it to fp32 or bf16 for good; the next
+    picture after the training finds that out anew.
+    """
+    dtype = devices.dtype_vae
+    originals = [(tensor, tensor.data) for tensor in (*vae.parameters(), *vae.buffers())]
+    try:
+        yield
+    finally:
+        devices.dtype_vae = dtype
+        for tensor, original in originals:
+            tensor.data = original
 
 
 @contextmanager
@@ -180,7 +205,8 @@ def on_the_device(sd_model: Any) -> Iterator[None]:
 def _medvram_parts_pinned(sd_model: Any) -> Iterator[None]:
     """U-Net, VAE and text encoder on the GPU together; the hooks that would push one out for the other are taken off.
 
-    An SD1 checkpoint's parts fit next to each other where `--medvram` is of use at all.
+    An SD1 checkpoint's parts fit next to each other where `--medvram` is of use at all; SDXL's take 7 GB in half
+    precision.
     """
     parts = _parts(sd_model)
     in_gpu = lowvram.module_in_gpu

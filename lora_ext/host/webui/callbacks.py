@@ -11,7 +11,7 @@ from typing import Any
 
 from modules import paths_internal, script_callbacks, shared
 
-from lora_ext.host.webui import settings, xyz_axes
+from lora_ext.host.webui import settings, slot_axes, xyz_axes
 from lora_ext.host.webui.authentication import PAGE_KEY, make_authentication
 from lora_ext.host.webui.page_defaults import DemoFiles, page_defaults
 from lora_ext.host.webui.state import close_runner, get_host, get_runner
@@ -38,6 +38,7 @@ def register(upstairs: Upstairs) -> None:
     atexit.register(close_runner)  # the server was stopped: a training ends in order, with what is trained kept
     settings.register()
     xyz_axes.register()  # under `--nowebui` the scripts' arguments are listed before any callback
+    slot_axes.register()
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_ui_tabs(lambda: [(_tab(upstairs), TITLE, _ELEMENT)])
     script_callbacks.on_app_started(lambda _, app: _app_started(app, upstairs))
@@ -74,6 +75,7 @@ def _app_started(app: Any, upstairs: Upstairs) -> None:
 
 def _before_ui() -> None:
     xyz_axes.register()  # where the plot's script was loaded after us
+    slot_axes.register()
     if shared.cmd_opts.api:
         # Adding the API fails, and with it the WebUI's start, where a page asks something just then. Most of that
         # moment would be this import; pages that were left open do ask.

@@ -56,13 +56,19 @@ class WebUIHost:
     shows_cards = True
 
     def __init__(self) -> None:
-        self.library = NetworkLibrary(self.folders().networks)
+        self._library = NetworkLibrary(self.folders().networks)
         self._lock = threading.Lock()
         self._ledger = PatchLedger()
         self._patched_model: weakref.ref[Any] | None = None
         self._borrower: int | None = None
         self._runner: JobRunner | None = None
         self._live_problem = ""
+
+    @property
+    def library(self) -> NetworkLibrary:
+        """The networks in the folders of the moment: the settings may name more of them at any time."""
+        self._library.folders = self.folders().networks
+        return self._library
 
     @property
     def ledger(self) -> PatchLedger:
@@ -108,13 +114,14 @@ class WebUIHost:
         return names + [f"{name} {schedule}" for name in takers if name in names for schedule in schedules]
 
     def folders(self) -> Folders:
-        """The WebUI's folder for networks (and LyCORIS' where it has one), and ours in its data folder."""
+        """The WebUI's folder for networks, LyCORIS' and those in the settings where there are some, and ours."""
         own = Path(paths_internal.data_path, "lora-workshop")
         lora = getattr(shared.cmd_opts, "lora_dir", None) or Path(paths_internal.models_path, "Lora")
         lyco = getattr(shared.cmd_opts, "lyco_dir_backcompat", None)
         networks = [Path(lora).absolute()]
         if lyco and Path(lyco).is_dir():
             networks.append(Path(lyco).absolute())
+        networks += [folder for folder in settings.extra_folders() if folder not in networks]
         return Folders(tuple(networks), (own / "runs").absolute(), (own / "images").absolute())
 
     def network_saved(self, path: Path) -> None:

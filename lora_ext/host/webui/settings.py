@@ -10,11 +10,13 @@ from modules import paths_internal, shared
 from lora_ext.apply.block_weights import preset_names, read_presets
 from lora_ext.apply.loaded_files import MEMORY_LIMIT
 from lora_ext.host.webui import builtin_lora
+from lora_ext.networks.folder_list import parse_folders
 
 SECTION = ("lora_workshop", "LoRA Workshop")
 TAGS = "lora_workshop_tags"
 MEMORY = "lora_workshop_memory"
 MEGABYTE = 2**20
+EXTRA_FOLDERS = "lora_workshop_extra_folders"
 BLOCK_PRESETS = "lora_workshop_block_presets"
 OURS, BUILTIN = "LoRA Workshop", "built-in"
 UNKNOWN_THERE = "the built-in, which does not know networks in training"
@@ -31,13 +33,16 @@ def register() -> None:
             {
                 TAGS: shared.OptionInfo(
                     OURS, "Who applies <lora:…> and <lyco:…> in prompts", gradio.Radio, {"choices": [OURS, BUILTIN]}
-                ).info("with checkpoints that LoRA Workshop does not support, the built-in does in either case"),
+                ).info("networks of a kind that LoRA Workshop cannot apply are left to the built-in in either case"),
                 MEMORY: shared.OptionInfo(
                     MEMORY_LIMIT // MEGABYTE,
                     "Main memory for network files that the prompt does not name, in MB",
                     gradio.Slider,
                     {"minimum": 0, "maximum": 16384, "step": 128},
                 ).info("so that a network that was used before need not be read again; 0 keeps none"),
+                EXTRA_FOLDERS: shared.OptionInfo("", "Further folders with networks, separated by commas").info(
+                    'a path that holds a comma stands in "quotes"; the built-in does not look there'
+                ),
                 BLOCK_PRESETS: shared.OptionInfo(
                     "", "Your own presets for lbw= in tags, a line each", gradio.Textbox, {"lines": 4}
                 ).info(
@@ -47,6 +52,11 @@ def register() -> None:
             },
         )
     )
+
+
+def extra_folders() -> list[Path]:
+    """The further folders with networks that the settings name."""
+    return parse_folders(getattr(shared.opts, EXTRA_FOLDERS, "") or "")
 
 
 def block_presets() -> dict[str, list[str]]:

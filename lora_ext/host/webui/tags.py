@@ -15,7 +15,7 @@ from torch import nn
 from lora_ext.apply.loaded_files import LoadedFiles
 from lora_ext.apply.schedule import has_schedule
 from lora_ext.apply.tags import LoraTag, parse_tags
-from lora_ext.host.webui import builtin_lora, model_changes, settings
+from lora_ext.host.webui import builtin_lora, model_changes, settings, slots
 from lora_ext.host.webui.loaded_model import LoadedModel
 from lora_ext.host.webui.sampling_steps import sampling_step
 from lora_ext.host.webui.state import get_host
@@ -117,7 +117,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
 
     def _activate(self, p: Any, params_list: list[Any]) -> None:
         key = tuple(tuple(params.items) for params in params_list)  # as the WebUI sees them, before the default
-        tags = _tags_of(p, params_list)
+        tags = [*_tags_of(p, params_list), *slots.tags_of(p, params_list)]
         files = _files(tags)
         self._leave_other_instance()
         theirs = settings.left_to_builtin()
@@ -129,6 +129,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             get_host().note_live_problem(_whole_prompt_left(reason) if left and reason is not None else "")
             _warn_of_live(p, sorted(live) if left else [])
         if left:
+            slots.note_left(p, reason)
             if reason not in (None, self._logged):
                 _log.warning("LoRA Workshop leaves the networks of this prompt to the built-in: %s", reason)
             self._logged = reason

@@ -20,8 +20,8 @@ class DenseAdapter(Adapter):
     very weights that an image is made with afterwards.
     """
 
-    def deltas(self) -> tuple[Tensor | None, Tensor | None]:
-        """ΔW and Δb in fp32 with their graph; None for what stays as it is."""
+    def deltas(self) -> tuple[Tensor, Tensor | None]:
+        """ΔW and Δb in fp32 with their graph; None for a bias that stays as it is."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,11 +34,9 @@ class DenseAdapter(Adapter):
         with exact_numbers(x.device):
             weight, bias = self.deltas()
         module: Any = self.target.module
-        if self._is_untouched and weight is not None and is_fp32(x, module.weight):
+        if self._is_untouched and is_fp32(x, module.weight):
             return operate(module, x, module.weight + weight, _sum(module.bias, bias))
         output = self.base_forward(x)
-        if weight is None:
-            weight = torch.zeros_like(module.weight)
         return output + operate(module, x, weight, bias).to(output.dtype)
 
     def low_rank_forward(self, x: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ from lora_ext.networks.adapters.dense import operate
 from lora_ext.networks.dropout import NO_DROPOUT, Dropout
 from lora_ext.networks.lora import LoraAdapter, factors_norm
 from lora_ext.networks.targets import Target
+from lora_ext.protocols import UserError
 
 
 class DyloraAdapter(Adapter):
@@ -28,6 +29,11 @@ class DyloraAdapter(Adapter):
         """Begin as plain LoRA does, with the same numbers from the CPU `generator`."""
         super().__init__(target, dropout)
         self.unit = target.form.unit
+        if target.rank % self.unit:
+            raise UserError(
+                f"network_algorithm = dylora: {target.key} has rank {target.rank}, which is no multiple of "
+                f"block_size = {self.unit}: change one of them"
+            )
         plain = LoraAdapter(target, generator)
         down, up = plain.lora_down.weight.detach(), plain.lora_up.weight.detach()
         self.lora_down = nn.ParameterList(part.clone() for part in down.split(self.unit))

@@ -51,7 +51,7 @@ class LycorisAdapter(DenseAdapter):
     a small ΔW. Its start is drawn from the CPU generator that is given, without touching anyone's random state.
     """
 
-    up_factors = ("lora_up.",)
+    up_factors = ("kernel.lora_up.",)
     exact = ("dora_scale",)
 
     def __init__(self, target: Target, generator: torch.Generator, dropout: Dropout = NO_DROPOUT) -> None:
@@ -128,10 +128,11 @@ class LycorisAdapter(DenseAdapter):
             ratio = kernel.dora_scale.float().flatten() / norms
         output = self.base_forward(x)
         pixels = (1, 1) if isinstance(module, nn.Conv2d) else ()
-        ratio = ratio.view(-1, *pixels).to(output.dtype)
+        ratio = ratio.view(-1, *pixels)
+        longer, ratio = (ratio - 1).to(output.dtype), ratio.to(output.dtype)  # the difference in fp32: it is small
         bias = None if module.bias is None else module.bias.to(output.dtype).view(-1, *pixels)  # type: ignore[operator]
         added = factored.low_rank_output(module, x, down, up * (kernel.scale * kernel.scalar)).to(output.dtype)
-        return output + (output if bias is None else output - bias) * (ratio - 1) + added * ratio
+        return output + (output if bias is None else output - bias) * longer + added * ratio
 
     def attach(self) -> None:
         """As any adapter; the lengths of W's rows are computed anew."""
@@ -250,7 +251,13 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
 
 def _kind(form: AdapterForm) -> Any:
     package, name = _MODULES[form.algorithm]
-    return getattr(import_module(f"lycoris.modules.{package}"), name)
+    try:
+        return getattr(import_module(f"lycoris.modules.{package}"), name)
+    except ImportError as error:
+        raise UserError(
+            f"network_algorithm = {form.algorithm} needs the package lycoris_lora ({error}): install it (3.4.0 for "
+            "torch before 2.4, the newest for others), or choose lora without DoRA, Tucker and scalar"
+        ) from error
 
 
 def _arguments(form: AdapterForm) -> dict[str, Any]:

@@ -165,6 +165,13 @@ def test_kohya_ss_json() -> None:
         ({"unet_lr": 1e-4, "text_encoder_lr": 0}, {"network_train_unet_only": True, "text_encoder_lr": None}),
         ({"unet_lr": 0, "text_encoder_lr": 0}, {"network_train_unet_only": False, "unet_lr": None}),
         ({"LoRA_type": "Standard"}, {"conv_dim": None, "conv_alpha": None}),
+        ({"LoRA_type": "LyCORIS/DyLoRA", "unit": 8}, {"network_algorithm": "dylora", "block_size": 8}),
+        ({"LoRA_type": "LyCORIS/Diag-OFT", "constrain": 0.5}, {"network_algorithm": "diag-oft", "constraint": 0.5}),
+        (
+            {"LoRA_type": "LyCORIS/LoKr", "factor": 8, "LyCORIS_preset": "attn-mlp"},
+            {"network_algorithm": "lokr", "factor": 8, "network_preset": "attn-mlp"},
+        ),
+        ({"LoRA_type": "LoRA-FA", "unit": 1}, {"network_algorithm": "lora", "lora_fa": True, "block_size": 4}),
         ({"max_train_steps": 500}, {"max_train_epochs": None, "max_train_steps": 500}),
         ({"noise_offset_type": "Multires"}, {"noise_offset": 0.0, "multires_noise_iterations": 8}),
         ({"v_parameterization": True}, {"prediction_type": "v_prediction"}),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from modules import (
+    devices,
     lowvram,
     options,
     paths_internal,
@@ -50,8 +51,19 @@ def _overrides(root):
 def _class_level():
     import ldm.modules.attention
     import ldm.modules.diffusionmodules.openaimodel as unet
+    import open_clip.transformer
+    import sgm.modules.attention
+    import sgm.modules.diffusionmodules.openaimodel as sgm_unet
+    import sgm.modules.encoders.modules as sgm_encoders
 
     owners = (
+        (sgm.modules.attention.CrossAttention, "forward"),
+        (sgm.modules.attention.BasicTransformerBlock, "forward"),
+        (sgm_unet.UNetModel, "forward"),
+        (sgm_unet, "timestep_embedding"),
+        (sgm_encoders.GeneralConditioner, "forward"),
+        (open_clip.transformer.ResidualAttentionBlock, "forward"),
+        (torch.nn.MultiheadAttention, "forward"),
         (ldm.modules.attention.CrossAttention, "forward"),
         (ldm.modules.attention.BasicTransformerBlock, "forward"),
         (unet.UNetModel, "forward"),
@@ -62,7 +74,8 @@ def _class_level():
         (sd_models, "reload_model_weights"),
         (sd_vae, "reload_vae_weights"),
     )
-    return {f"{owner.__name__}.{name}": id(getattr(owner, name)) for owner, name in owners}
+    places = ((getattr(owner, "__module__", ""), owner.__name__, name, owner) for owner, name in owners)
+    return {".".join(words): id(getattr(owner, words[-1])) for *words, owner in places}
 
 
 def snapshot():
@@ -86,6 +99,7 @@ def snapshot():
         "state": sorted(vars(shared.state)),
         "attention": [str(sd_hijack.model_hijack.optimization_method), str(id(sd_hijack.current_optimizer))],
         "unet": [str(sd_unet.current_unet_option), str(lowvram.module_in_gpu)],
+        "VAE": str(devices.dtype_vae),
         "job": [shared.state.job, shared.state.job_count, shared.state.interrupted],
     }
 
@@ -97,11 +111,12 @@ def arm(phase):
 
     owner, name, calls = {
         "caching": (latents, "load_image", 2),
-        "first step": (step.TrainingStep, "update", 1),
-        "mid-run": (step.TrainingStep, "update", 3),
-        "out of memory": (step.TrainingStep, "update", 2),
+        "first step": (step.TrainingStep, "begin", 1),
+        "mid-run": (step.TrainingStep, "begin", 3),
+        "out of memory": (step.TrainingStep, "begin", 2),
         "saving": (saving, "write_network", 1),
         "preview": (sd_samplers_cfg_denoiser.CFGDenoiser, "forward", 2),
+        "VAE of a preview": (devices, "test_for_nans", 2),
     }[phase]
     original = getattr(owner, name)
     left = [calls]
@@ -113,6 +128,8 @@ def arm(phase):
         setattr(owner, name, original)
         if phase == "out of memory":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory (injected)")
+        if phase == "VAE of a preview":
+            raise devices.NansException("injected")
         raise RuntimeError(f"injected while {phase}")
 
     setattr(owner, name, failing)

@@ -144,6 +144,20 @@ watched = Watched()
 script_callbacks.on_cfg_denoised(watched.called)
 
 
+def fail_at_step(step):
+    """The next time that networks are wanted in this sampling step, that fails."""
+    module = importlib.import_module("lora_ext.host.webui.loaded_model")
+    original = module.tags_at
+
+    def failing(found, now):
+        if now < step:
+            return original(found, now)
+        module.tags_at = original
+        raise RuntimeError("injected between steps")
+
+    module.tags_at = failing
+
+
 def set_regions(masks):
     """From now on these names have these masks (rows of numbers) wherever a tag holds them; none gives them up."""
     tags = importlib.import_module("lora_ext.host.webui.tags")
@@ -182,6 +196,10 @@ def started(_, app):
     @app.post("/lw-probe/tags/watch")
     def route_watch(body: dict):
         return watched.start(body.get("stop_after"))
+
+    @app.post("/lw-probe/tags/fail-at-step")
+    def route_fail(body: dict):
+        return fail_at_step(body["step"])
 
     @app.post("/lw-probe/tags/regions")
     def route_regions(body: dict):

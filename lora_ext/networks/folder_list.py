@@ -1,0 +1,12 @@
+"""A list of folders in one line of text, as sd-webui-additional-networks takes it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+
+def parse_folders(text: str) -> list[Path]:
+    """The folders of a comma-separated text; one that holds a comma stands in double quotes, a quote in them twice."""
+    names = [name.strip() for line in csv.reader(text.splitlines(), skipinitialspace=True) for name in line]
+    return list(dict.fromkeys(Path(name).expanduser().absolute() for name in names if name))
