@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 from torch import Tensor
 
+from lora_ext.checkpoint.pickled import read_pickled_content, tensors_by_name
 from lora_ext.protocols import UserError
 
 _PREFIX = "first_stage_model."
@@ -64,18 +63,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"vae = {path}: holds more than weights and is not opened, because that could run code; "
-            "convert it to .safetensors if you trust where it comes from"
-        ) from error
-    except Exception as error:  # foreign bytes make the unpickler fail in every way there is
-        raise UserError(f"vae = {path}: is no VAE, or is truncated ({type(error).__name__}: {error})") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    found = content if isinstance(content, dict) else {}
-    tensors = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+        tensors = tensors_by_name(read_pickled_content(path)) or {}
+    except UserError as error:
+        raise UserError(f"vae = {error}") from error
     return {_module_name(name): tensors[name] for name in _of_the_vae(tensors)}

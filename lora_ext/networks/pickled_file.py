@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.pickled import read_pickled_content, tensors_by_name
 from lora_ext.networks.formats.unnamed import numbered_tensors
 from lora_ext.protocols import UserError
 
@@ -37,13 +37,10 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     if isinstance(content, list | tuple):
         files += [companion for end in _TEXT_ENDS if (companion := _companion(path, end)).is_file()][:1]
         lists = [content, *map(_content, files[1:])]
-        named = numbered_tensors(*(list(each) if isinstance(each, list | tuple) else [] for each in lists))
-    elif isinstance(content, Mapping):
-        inner = content.get("state_dict")
-        named = {str(name): value for name, value in (inner if isinstance(inner, Mapping) else content).items()}
-    else:
+        content = numbered_tensors(*(list(each) if isinstance(each, list | tuple) else [] for each in lists))
+    tensors = tensors_by_name(content)
+    if tensors is None:
         raise UserError(f"{path} holds a {type(content).__name__} instead of named tensors: it is no network file")
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     _check_tensors(path, tensors, sum(file.stat().st_size for file in files))
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -55,18 +52,13 @@ def _companion(path: Path, end: str) -> Path:
 def _content(path: Path) -> Any:
     try:
         _check_sizes(path)
-        return torch.serialization.load(path, map_location="cpu", weights_only=True)  # the WebUI has its own torch.load
+        return read_pickled_content(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is damaged, or holds more than weights and is not opened, because that could run code: "
-            "if you trust where it comes from, convert it to .safetensors"
-        ) from error
-    except Exception as error:  # foreign bytes make the unpickler fail in every way there is
-        raise UserError(f"{path} is no network file, or is damaged ({type(error).__name__}): get it again") from error
+    except Exception as error:  # foreign bytes make the reader of archives fail in every way there is
+        raise UserError(f"{path} is damaged ({type(error).__name__}): get it again") from error
 
 
 def _check_sizes(path: Path) -> None:

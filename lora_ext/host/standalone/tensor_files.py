@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.pickled import read_pickled_content, tensors_by_name
 from lora_ext.protocols import UserError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -122,22 +122,10 @@ def _open_safetensors(path: Path) -> TensorFile:
 
 def _open_pickled(path: Path) -> TensorFile:
     """A pickled file, read without running any code that it holds."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: is no checkpoint, or holds more than weights and is not opened, because that could run code. "
-            "If you trust where it comes from, convert it to .safetensors."
-        ) from error
-    except Exception as error:  # foreign bytes make the unpickler fail in every way there is
-        raise UserError(f"{path}: is not a checkpoint, or is truncated ({type(error).__name__}: {error}).") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
+    content = read_pickled_content(path)
+    tensors = tensors_by_name(content)
+    if tensors is None:
         raise UserError(f"{path}: is not a checkpoint: it holds a {type(content).__name__}, not named tensors.")
-    tensors: dict[str, Tensor] = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     return TensorFile(
         path,
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
