@@ -64,8 +64,8 @@ CASES = {
         Case("max norm", {"scale_weight_norms": 0.02}, ("--scale_weight_norms", "0.02")),
         Case(
             "max norm, SGD",
-            {**SGD, "scale_weight_norms": 0.05},
-            (*SGD_OPTIONS, "--scale_weight_norms", "0.05"),
+            {**SGD, "learning_rate": 0.25, "scale_weight_norms": 0.05},
+            (*SGD_OPTIONS, "--learning_rate", "0.25", "--scale_weight_norms", "0.05"),
             SGD_LIMITS,
         ),
         Case(
