@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lora_ext.checkpoint.checkpoint import Checkpoint, TextEncoder
+from lora_ext.checkpoint.checkpoint import TextEncoder
 from lora_ext.checkpoint.conditioning import Conditioning, joined_encoders
 from lora_ext.checkpoint.text.chunking import CHUNK_TOKENS, joined_chunks
 from lora_ext.checkpoint.transfer import on_device
 from lora_ext.config.groups import CaptionSettings
-
-
-def caption_warnings(settings: CaptionSettings, checkpoint: Checkpoint) -> Iterator[str]:
-    """What a person should know of settings that do not go with the checkpoint's text encoders."""
-    skipped = settings.clip_skip
-    if checkpoint.architecture == "SDXL" and skipped > 1:
-        yield (
-            f"clip_skip = {skipped} has no effect: SDXL takes the layer before the last of both text encoders, in "
-            "training as in drawing"
-        )
-    elif checkpoint.architecture == "SD2" and skipped > 1:
-        yield (
-            f"clip_skip = {skipped} counts from the layer that SD2 is made for, the one before the last, as sd-scripts "
-            "counts; the WebUI draws SD2 without any: 1 is right for it"
-        )
 
 
 class TextConditioning:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from lora_ext.checkpoint.backups import room_on
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig
 from lora_ext.protocols import UserError
@@ -56,20 +57,48 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
 
 @contextmanager
 def computing_in(modules: Iterable[nn.Module], dtype: torch.dtype) -> Iterator[None]:
-    """Cast the floating parameters and buffers of `modules` to `dtype`, and put the original tensors back at the end.
+    """Cast the floating parameters and buffers of `modules` to `dtype`, and put the original values back at the end.
 
-    The originals are kept, not converted back: afterwards every tensor has its own memory, with the same bits.
+    The originals are kept, not converted back: afterwards every tensor has its own memory, with the same bits. Where a
+    GPU has no room for them too (SDXL in fp16, trained in bf16), they are in main memory, and the cast ones in theirs.
     """
-    originals: list[tuple[Tensor, Tensor]] = []
+    originals: list[tuple[Tensor, Tensor, bool]] = []
+    room: dict[torch.device, int | None] = {}
     try:
         for tensor in _distinct_tensors(modules):
             if tensor.is_floating_point() and tensor.dtype != dtype:
-                originals.append((tensor, tensor.data))
-                tensor.data = tensor.data.to(dtype)
+                original = tensor.data
+                moved = _is_replaceable(original, dtype) and not _has_room(original, room)
+                originals.append((tensor, original.to("cpu", copy=True) if moved else original, moved))
+                cast = original.to(dtype)
+                tensor.data = _written_over(original, cast) if moved else cast
         yield
     finally:
-        for tensor, original in originals:
-            tensor.data = original
+        for tensor, original, moved in originals:
+            tensor.data = _written_over(tensor.data, original) if moved else original
+
+
+def _is_replaceable(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor has memory to itself, of the size that it has in `dtype`."""
+    size = tensor.numel() * tensor.element_size()
+    return tensor.dtype.itemsize == dtype.itemsize and tensor.untyped_storage().nbytes() == size
+
+
+def _has_room(tensor: Tensor, room: dict[torch.device, int | None]) -> bool:
+    """Whether a tensor may stay on its device beside a cast one; takes its size off the bytes that are left there."""
+    device, size = tensor.device, tensor.numel() * tensor.element_size()
+    if device not in room:
+        room[device] = room_on(device)
+    left = room[device]
+    if left is None or size > left:
+        return left is None
+    room[device] = left - size
+    return True
+
+
+def _written_over(memory: Tensor, values: Tensor) -> Tensor:
+    """Values in the memory of a tensor of the same size in bytes, which takes no more: it may be short."""
+    return memory.view(values.dtype).copy_(values)
 
 
 def _distinct_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:

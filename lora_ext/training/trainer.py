@@ -20,8 +20,8 @@ from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.network import Network
 from lora_ext.networks.targets import Target, described
 from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserError
+from lora_ext.training.base_warnings import base_warnings
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
-from lora_ext.training.conditioning import caption_warnings
 from lora_ext.training.first_network import begin_with, first_network, tensors_of
 from lora_ext.training.first_weights import read_base_networks
 from lora_ext.training.learning import Learning
@@ -192,8 +192,8 @@ class Trainer:
     def _announce(self, prepared: PreparedRun) -> None:
         for line in (*prepared.report.summary(), *prepared.plan.summary()):
             self.events.message("info", line)
-        captions = caption_warnings(self.config.captions, self.checkpoint)
-        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint), *captions):
+        of_base = base_warnings(self.config, prepared.scan, self.checkpoint)
+        for line in (*prepared.warnings, *prediction_warnings(self.config, self.checkpoint), *of_base):
             self.events.message("warning", line)
         learning = self.config.learning
         for part, rate in (("unet", learning.unet_lr), ("text_encoder", learning.text_encoder_lr)):

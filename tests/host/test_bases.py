@@ -111,18 +111,23 @@ def test_sdxl_files_may_be_marked(marks: tuple[str, ...], prediction: str, tmp_p
     assert loaded.checkpoint.schedule.alphas_cumprod[-1] == 0
 
 
-@pytest.mark.parametrize(("bias", "expected"), [(0.0, "epsilon"), (-4.0, "v_prediction")])
-def test_sd2_without_a_yaml_is_tried(bias: float, expected: str, tmp_path: Path) -> None:
-    """The U-Net's last layer decides what comes out of it: nothing, or far below the latents."""
+@pytest.mark.parametrize(
+    ("bias", "channels", "expected"), [(0.0, 4, "epsilon"), (-4.0, 4, "v_prediction"), (-4.0, 9, "epsilon")]
+)
+def test_sd2_without_a_yaml_is_tried(bias: float, channels: int, expected: str, tmp_path: Path) -> None:
+    """The U-Net's last layer decides what comes out of it: nothing, or far below the latents; not in inpainting ones,
+    which the WebUI takes to predict the noise."""
     kind = TINY_KINDS["sd2"]
     source = tmp_path / "source.safetensors"
-    write_random_kind(source, replace(kind, unet=replace(kind.unet, model_channels=64, num_head_channels=64)))
+    unet = replace(kind.unet, model_channels=64, num_head_channels=64, in_channels=channels)
+    write_random_kind(source, replace(kind, unet=unet))
     path = tmp_path / "model.safetensors"
     last = {"weight": torch.zeros(4, 64, 3, 3), "bias": torch.full((4,), bias)}
     named = {f"model.diffusion_model.out.2.{name}": tensor for name, tensor in last.items()}
     save_file({**load_file(str(source)), **named}, str(path))
     loaded = load(path)
-    assert loaded.checkpoint.prediction_type == expected and any("was tried" in note for note in loaded.notes)
+    assert loaded.checkpoint.prediction_type == expected
+    assert any("was tried" in note for note in loaded.notes) == (channels == 4)
 
 
 def test_sd2_files_may_lack_what_is_not_used(tmp_path: Path, tiny_kind_path: Paths) -> None:

@@ -11,7 +11,7 @@ from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.config.train_config import TrainConfig, make_config
 from lora_ext.networks.file import read_network
 from lora_ext.protocols import UserError
-from lora_ext.training import trainer
+from lora_ext.training import precision, trainer
 from lora_ext.training.precision import check_precision, computing_in, training_dtype
 from lora_ext.training.trainer import Trainer
 
@@ -41,6 +41,28 @@ def test_casting_is_undone_bit_for_bit() -> None:
     for tensor, (identity, pointer, dtype, values) in zip((*pair.parameters(), *pair.buffers()), before, strict=True):
         assert (id(tensor), tensor.data_ptr(), tensor.dtype) == (identity, pointer, dtype)
         assert torch.equal(tensor.detach().view(torch.uint8), values.view(torch.uint8))
+
+
+@pytest.mark.parametrize("room", [0, 20])
+def test_originals_lie_in_main_memory_where_a_gpu_has_no_room(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cast weights take no memory then beside what the originals had; 20 bytes are enough for some of them."""
+    monkeypatch.setattr(precision, "room_on", lambda device: room)
+    pair = Pair().half()
+    pair.first.weight.data = pair.first.weight.data.t()  # any order in memory
+    with torch.no_grad():
+        pair.first.weight.view(torch.int16)[0, 0] = 0x7E01  # a NaN with a payload
+    tensors = [*pair.parameters(), pair.table]
+    before = [(t.data_ptr(), t.stride(), t.detach().clone()) for t in tensors]
+    with pytest.raises(ValueError, match="x"), computing_in([pair], torch.bfloat16):
+        for tensor, (_, stride, values) in zip(tensors, before, strict=True):
+            assert tensor.dtype == torch.bfloat16 and tensor.stride() == stride
+            assert torch.equal(tensor.nan_to_num(), values.bfloat16().nan_to_num())
+        kept_in_place = [t.data_ptr() == pointer for t, (pointer, *_) in zip(tensors, before, strict=True)]
+        assert all(kept_in_place) if room == 0 else set(kept_in_place) == {True, False}
+        raise ValueError("x")
+    for tensor, (pointer, stride, values) in zip(tensors, before, strict=True):
+        assert (tensor.data_ptr(), tensor.stride(), tensor.dtype) == (pointer, stride, torch.float16)
+        assert torch.equal(tensor.detach().view(torch.int16), values.view(torch.int16))
 
 
 def test_casting_is_undone_after_an_exception() -> None:

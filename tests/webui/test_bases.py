@@ -137,8 +137,10 @@ def test_a_cancelled_run(webui: WebUI, dataset: Path, text_base: str) -> None:
 
 ENDS: dict[str, tuple[dict[str, Any], str]] = {
     "mid-run": ({"gradient_checkpointing": True}, "failed"),
-    "VAE of a preview": ({**DRAWN, "mixed_precision": "bf16", "network_train_unet_only": True}, "finished"),
-}
+    "VAE of a preview": (
+        {**DRAWN, "mixed_precision": "bf16", "full_bf16": True, "network_train_unet_only": True}, "finished",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("phase", ENDS)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.host.standalone.architecture import UNET_PREFIX, VAE_PREFIX, Shapes
 from lora_ext.protocols import UserError
 
@@ -14,7 +15,7 @@ Test = Callable[[Shapes], bool]
 UNET_INPUT = f"{UNET_PREFIX}input_blocks.0.0.weight"
 UNET_CONTEXT = f"{UNET_PREFIX}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 SD2_CONTEXT_DIM = 1024
-TEXT_TO_IMAGE_CHANNELS, INPAINTING_CHANNELS = 4, 9
+TEXT_TO_IMAGE_CHANNELS = 4
 CHOOSE = "Choose an SD1, SD2 or SDXL checkpoint"
 SD2_TEXT_PREFIX = "cond_stage_model.model."
 NETWORK_PARTS = ("lora_up", "lora_down", "lora_A.", "lora_B.", "hada_w1", "lokr_w", "oft_blocks", "on_input")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType, TextEncoder
+from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.schedule import NoiseSchedule
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
 from lora_ext.checkpoint.text.openclip import SD2_TEXT, OpenClipText, OpenClipTextEncoder
@@ -289,17 +290,17 @@ def _check_all_names(path: Path, modules: dict[str, nn.Module], plan: _Plan) -> 
 def _found_prediction(shapes: Shapes, unet: Any, architecture: Architecture) -> tuple[PredictionType, str]:
     """What a checkpoint without a YAML predicts, and how that was found.
 
-    SDXL files may carry a mark. SD2's are alike; as in the WebUI, what the U-Net makes of a constant at the last
-    timestep tells: a velocity there is the latents' opposite, the noise is not.
+    SDXL files may carry a mark. SD2's are alike, but inpainting ones predict the noise; as in the WebUI, what the
+    U-Net makes of a constant at the last timestep tells: a velocity there is the latents' opposite, the noise is not.
     """
     if VELOCITY_MARK in shapes:
         return "v_prediction", f"the file is marked ({VELOCITY_MARK}) as one that predicts the velocity"
-    if architecture != "SD2":
+    if architecture != "SD2" or unet.config.in_channels == INPAINTING_CHANNELS:
         return "epsilon", ""
     weight = next(unet.parameters())
     latents = torch.full((1, unet.config.in_channels, 8, 8), 0.5).to(weight)
     context = torch.full((1, 2, unet.config.context_dim), 0.5).to(weight)
     predicted = unet(latents, torch.tensor([999], device=weight.device), context)
-    if float((predicted - latents[:, : predicted.shape[1]]).float().mean()) < -1:
+    if float((predicted - latents).float().mean()) < -1:
         return "v_prediction", "the U-Net was tried and predicts the velocity; a YAML beside the file would decide"
     return "epsilon", "the U-Net was tried and predicts the noise; a YAML beside the file would decide"

@@ -21,11 +21,6 @@ class VAEConfig:
     in_channels: int = 3
     out_ch: int = 3
 
-    @property
-    def downscale(self) -> int:
-        """Pixels of one latent position along a side."""
-        return int(2 ** (len(self.ch_mult) - 1))
-
 
 SD_VAE = VAEConfig()
 

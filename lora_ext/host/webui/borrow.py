@@ -206,7 +206,7 @@ def _medvram_parts_pinned(sd_model: Any) -> Iterator[None]:
     """U-Net, VAE and text encoder on the GPU together; the hooks that would push one out for the other are taken off.
 
     An SD1 checkpoint's parts fit next to each other where `--medvram` is of use at all; SDXL's take 7 GB in half
-    precision.
+    precision. After each picture the WebUI would push out what decoded it, which the training may need next.
     """
     parts = _parts(sd_model)
     in_gpu = lowvram.module_in_gpu
@@ -218,7 +218,8 @@ def _medvram_parts_pinned(sd_model: Any) -> Iterator[None]:
             module._forward_pre_hooks.clear()
         for part in parts:
             part.to(devices.device)
-        yield
+        with attribute_set(lowvram, "send_everything_to_cpu", lambda: None):
+            yield
     finally:
         lowvram.module_in_gpu = None
         for part in parts:

@@ -26,6 +26,8 @@ def plain_unet(unet: Any, vae: nn.Module) -> Iterator[None]:
         for module in list(unet.modules()):
             if all(hasattr(module, part) for part in _ATTENTION_PARTS):
                 undo.enter_context(method_replaced(module, "forward", _sdpa_forward(module)))
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm) and next(unet.parameters()).device.type == "cpu":
+                undo.enter_context(method_replaced(module, "forward", _any_dtype_norm(module)))
             for flag in _CHECKPOINT_FLAGS:
                 if getattr(module, flag, None) is True:
                     undo.enter_context(attribute_set(module, flag, False))
@@ -80,6 +82,22 @@ def _sdpa_forward(attention: Any) -> Callable[..., Tensor]:
         seen = None if mask is None else mask.flatten(1)[:, None, None, :]  # (b, 1, 1, tokens)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return attention.to_out(mixed.transpose(1, 2).flatten(2))  # (b, tokens, heads·d)
+
+    return forward
+
+
+def _any_dtype_norm(norm: Any) -> Callable[[Tensor], Tensor]:
+    """A norm layer's forward in fp32 where its weights are in half precision: on a CPU autocast leaves that out."""
+    original = norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if norm.weight is None or norm.weight.dtype == torch.float32:
+            unchanged: Tensor = original(x)
+            return unchanged
+        weight, bias = norm.weight.float(), None if norm.bias is None else norm.bias.float()
+        if isinstance(norm, nn.GroupNorm):
+            return F.group_norm(x.float(), norm.num_groups, weight, bias, norm.eps).to(x.dtype)
+        return F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
 
     return forward
 
