@@ -101,9 +101,10 @@ class ActiveNetworks:
         return [*messages, *applied.messages]
 
     def deactivate(self) -> None:
-        """Restore the weights bit for bit."""
+        """Restore the weights bit for bit; nothing here keeps a parameter in memory any more."""
         self._ledger.restore(OWNER)
         self._applied = None
+        self._weights = None
 
     def hashes(self) -> dict[str, str]:
         """What "Lora hashes" in the infotext holds: the name in the tag → first 12 digits of the file's hash."""
