@@ -17,7 +17,7 @@ from lora_ext.apply.regions import channel_mask
 from lora_ext.apply.schedule import tags_at
 from lora_ext.apply.tags import LoraTag
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.checkpoint.module_names import checkpoint_weights
+from lora_ext.checkpoint.module_names import checkpoint_weights, unet_module_names
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.networks.file import write_network
@@ -330,6 +330,32 @@ def test_a_forward_that_was_there_before_comes_back(setup: Setup) -> None:
     assert torch.equal(setup.predict(), base)
     setup.active.deactivate()
     assert module.__dict__["forward"] is before
+
+
+def test_what_is_put_over_a_mask_stays_and_the_mask_goes(setup: Setup) -> None:
+    """Another extension's forward over ours; and once more over what is left of it."""
+    module = setup.checkpoint.unet.get_submodule("input_blocks.1.1.proj_in")
+    setup.write_lora("cat", [POINTWISE, CONVOLUTION])
+    base = setup.predict()
+    for _ in range(2):
+        setup.activate(LoraTag("cat", region=WHOLE))
+        assert not torch.equal(setup.predict(), base)
+        below = module.forward
+        module.forward = lambda x, below=below: below(x)  # type: ignore[method-assign]
+        setup.active.deactivate()
+        assert torch.equal(setup.predict(), base)
+        assert forwards(setup) == ["input_blocks.1.1.proj_in"]
+
+
+def test_a_class_whose_forward_is_replaced_meanwhile(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the WebUI casts by hand, where a GPU has no autocast: on from one call of the model to the next."""
+    setup.write_lora("cat", [CONVOLUTION])
+    setup.activate(LoraTag("cat", region=NOTHING))
+    own, called = nn.Conv2d.forward, []
+    convolution = setup.checkpoint.unet.get_submodule(unet_module_names(setup.checkpoint.unet, "SD1")[CONVOLUTION])
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (called.append(self), own(self, x))[1])
+    setup.predict()
+    assert convolution in called
 
 
 def test_a_unet_whose_forward_was_replaced(setup: Setup) -> None:
