@@ -23,9 +23,6 @@ from lora_ext.networks.region_mask import RegionMask
 from lora_ext.protocols import UserError
 
 SLOTS = 5
-INFOTEXT = "AddNet "
-"""How each of the panel's names in an infotext begins."""
-
 _ENABLED, _SEPARATE = "AddNet Enabled", "AddNet Separate Weights"
 _NOTHING = ("", "None")
 _HASHED = re.compile(r"(.+)\(([0-9a-f]{8,64})\)")
@@ -220,10 +217,18 @@ def panel_of_infotext(params: Mapping[str, Any], name_of: Callable[[str, str], s
     for number in range(1, SLOTS + 1):
         model = str(params.get(f"AddNet Model {number}", ""))
         both = params.get(f"AddNet Weight {number}", 1.0)
-        unet, te = (params.get(f"AddNet Weight {part} {number}", both) for part in "AB")
+        unet, te = (_told_number(params.get(f"AddNet Weight {part} {number}", both)) for part in "AB")
         hashed = _HASHED.fullmatch(model)
         name = name_of(hashed[1], hashed[2]) if hashed else name_of(model, "")
-        slots.append({"network": "" if model in _NOTHING else name, "unet": float(unet), "te": float(te)})
+        slots.append({"network": "" if model in _NOTHING else name, "unet": unet, "te": te})
     separate = any(slot["unet"] != slot["te"] for slot in slots)
     regions = [str(params.get(f"AddNet Region {number}", "")) for number in range(1, SLOTS + 1)]
     return {"enabled": True, "separate": separate, "slots": slots, "told_regions": regions}
+
+
+def _told_number(value: Any) -> float:
+    """A weight of an infotext, 1 where somebody has written something else."""
+    try:
+        return _number(value, "weight")
+    except UserError:
+        return 1.0

@@ -124,6 +124,13 @@ def test_an_infotext_of_additional_networks_fills_the_panel() -> None:
     assert parse_panel(filled).tags() == [LoraTag("cat", 0.8), LoraTag("dog (new)", 0.5)]
 
 
+@pytest.mark.parametrize("written", ["much", "", "nan", "inf"])
+def test_a_weight_in_an_infotext_that_is_no_number_is_1(written: str) -> None:
+    params = {"AddNet Enabled": "True", "AddNet Model 1": "cat", "AddNet Weight A 1": written, "AddNet Weight 1": "0.5"}
+    filled = panel_of_infotext(params, lambda name, _: name)
+    assert parse_panel(json.dumps(filled, allow_nan=False)).tags() == [LoraTag("cat", 0.5, 1.0)]
+
+
 def test_an_infotext_without_the_panel_closes_it_and_keeps_its_slots() -> None:
     assert panel_of_infotext({"Prompt": "a cat"}, lambda name, _: name) == {"enabled": False}
 

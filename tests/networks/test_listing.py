@@ -65,6 +65,7 @@ def test_a_deleted_network_is_told(folders: tuple[Path, Path]) -> None:
         ('"/a,b", /c', ["/a,b", "/c"]),
         ('"/a""b"', ['/a"b']),
         ("/a,/a", ["/a"]),
+        ("~nobody-of-this-name/a, /b", ["~nobody-of-this-name/a", "/b"]),
     ],
 )
 def test_lists_of_folders(text: str, expected: list[str]) -> None:
