@@ -139,7 +139,7 @@ def _object(value: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the slot panel's text is no JSON ({error}): load the page again") from error
     if value is None or isinstance(value, Mapping):
         return value or {}
@@ -169,8 +169,8 @@ def _number(value: Any, what: str) -> float:
         raise UserError(f"{what} = {value!r} is no number; write one like 0.8")
     try:
         number = float(value)
-    except ValueError as error:
-        raise UserError(f"{what} = {value!r} is no number; write one like 0.8") from error
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{what} = {str(value)[:80]!r} is no number; write one like 0.8") from error
     if not math.isfinite(number):
         raise UserError(f"{what} = {value!r} is no number; write one like 0.8")
     return number

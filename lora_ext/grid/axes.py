@@ -17,7 +17,9 @@ from lora_ext.networks.library import Epoch, epoch_file
 from lora_ext.protocols import UserError
 
 _EPOCH_SUFFIX = re.compile(r"-(?:\d{6}|step\d{8})$")
-_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)[^>]*>", re.IGNORECASE)
+_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)([^>]*)>", re.IGNORECASE)
+_VARIED = ("te", "unet", "epoch")
+"""Arguments of a tag that a grid gives values of its own."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,24 @@ def _no_network(name: str, library: EpochFiles) -> UserError:
     return UserError(f"{name}: there is no network of this name; {there}")
 
 
-def tag_text(stem: str, choice: NetworkChoice) -> str:
-    """The tag that a single generation would use for the same picture."""
+def tag_text(stem: str, choice: NetworkChoice, arguments: str = "") -> str:
+    """The tag that a single generation would use for the same picture; `arguments` are those of `kept_arguments`."""
     te = choice.weight if choice.te is None else choice.te
     unet = choice.weight if choice.unet is None else choice.unet
     if te == unet:
-        return f"<lora:{stem}:{format_number(te)}>"
-    return f"<lora:{stem}:{format_number(te)}:{format_number(unet)}>"
+        return f"<lora:{stem}:{format_number(te)}{arguments}>"
+    return f"<lora:{stem}:{format_number(te)}:{format_number(unet)}{arguments}>"
+
+
+def kept_arguments(base_prompt: str, own_names: Iterable[str]) -> str:
+    """What the first tag of the same network has besides its weights and epoch (`:lbw=OUTALL:stop=10`), or nothing."""
+    own = {name.lower() for name in own_names}
+    found = next((tag for tag in _TAG.finditer(base_prompt) if tag.group(1).strip().lower() in own), None)
+    items = found.group(2).split(":")[1:] if found is not None else []
+    named = [item for item in items if item.count("=") == 1 and item.partition("=")[0] not in _VARIED]
+    positional = [item for item in items if item.count("=") != 1]
+    ranks = [f"dyn={item}" for item in positional[2:3]]
+    return "".join(f":{item}" for item in [*ranks, *named])
 
 
 def prompt_with(base_prompt: str, own_names: Iterable[str], tag: str | None) -> str:

@@ -50,6 +50,8 @@ def test_slots_as_tags(value: Any, tags: list[LoraTag]) -> None:
         ([1], r"the slot panel = \[1\]: give an object"),
         ("[1]", r"the slot panel = \[1\]: give an object"),
         ({"slot": []}, "the panel has no slot; there are enabled, slots, mask"),
+        ("[" * 100_000, "the slot panel's text is no JSON"),
+        ({"slots": [{"network": "cat", "unet": 10**400}]}, r"slot 1: unet = '1000+' is no number"),
         ({"enabled": "yes"}, "enabled = 'yes': allowed are true and false"),
         ({"slots": [{}] * 6}, "allowed is a list of at most 5 slots"),
         ({"slots": ["cat"]}, "slot 1 = 'cat': give an object"),

@@ -11,6 +11,7 @@ from lora_ext.grid.axes import (
     NetworkChoice,
     chosen,
     epoch_axis,
+    kept_arguments,
     network_axis,
     network_file,
     network_names,
@@ -96,6 +97,21 @@ def test_tag(choice: NetworkChoice, tag: str) -> None:
 )
 def test_prompt(prompt: str, tag: str | None, expected: str) -> None:
     assert prompt_with(prompt, ("star", "star-000001"), tag) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments"),
+    [
+        ("a star", ""),
+        ("a <lora:star:0.3:0.4> b", ""),
+        ("a <lora:star:1:lbw=OUTALL:stop=10:epoch=3> b", ":lbw=OUTALL:stop=10"),
+        ("a <lora:star:te=1:step=2-5:unet=0:0.5:0.6:4>", ":dyn=4:step=2-5"),
+        ("<lora:moon:1:start=2> <lora:star-000001:1:lbw=1,0> <lora:star:1:stop=3>", ":lbw=1,0"),
+    ],
+)
+def test_what_a_tag_keeps(prompt: str, arguments: str) -> None:
+    assert kept_arguments(prompt, ("star", "star-000001")) == arguments
+    assert tag_text("star", NetworkChoice("star"), arguments) == f"<lora:star:1{arguments}>"
 
 
 def test_files() -> None:
