@@ -155,6 +155,11 @@ def tag_text(stem: str, choice: NetworkChoice, arguments: str = "") -> str:
     return f"<lora:{stem}:{format_number(te)}:{format_number(unet)}{arguments}>"
 
 
+def tag_names(prompt: str) -> list[str]:
+    """The networks that a prompt names, each once, whatever else stands in their tags."""
+    return list(dict.fromkeys(found.group(1).strip() for found in _TAG.finditer(prompt)))
+
+
 def kept_arguments(base_prompt: str, own_names: Iterable[str]) -> str:
     """What the first tag of the same network has besides its weights and epoch (`:lbw=OUTALL:stop=10`), or nothing."""
     own = {name.lower() for name in own_names}
@@ -188,8 +193,19 @@ def prompt_with(base_prompt: str, own_names: Iterable[str], tag: str | None) -> 
 
 def network_names(library: EpochFiles) -> list[str]:
     """The networks in a library, their epochs' files gathered under one name."""
-    gathered: dict[str, None] = {}
-    for stem in library.names():
-        name = _EPOCH_SUFFIX.sub("", stem)
-        gathered[name if name != stem and library.epochs_of(name) else stem] = None
-    return list(gathered)
+    stems = library.names()
+    runs = set(_runs(stems, library))
+    names = ((stem, _EPOCH_SUFFIX.sub("", stem)) for stem in stems)
+    return list(dict.fromkeys(name if name in runs else stem for stem, name in names))
+
+
+def _runs(stems: Iterable[str], library: EpochFiles) -> dict[str, list[tuple[int | None, Path]]]:
+    """The files of each run of which the stems name an epoch; every look at the library takes its time."""
+    names = dict.fromkeys(_EPOCH_SUFFIX.sub("", stem) for stem in stems if _EPOCH_SUFFIX.search(stem))
+    found = {name: library.epochs_of(name) for name in names}
+    return {name: files for name, files in found.items() if files}
+
+
+def runs_with_epochs(library: EpochFiles) -> list[list[tuple[int | None, Path]]]:
+    """The files of every run that has more than its last one, in order of their epochs."""
+    return [files for files in _runs(library.names(), library).values() if len(files) > 1]

@@ -16,6 +16,7 @@ from lora_ext.grid.axes import (
     network_file,
     network_names,
     prompt_with,
+    runs_with_epochs,
     tag_text,
     te_weight_axis,
     unet_weight_axis,
@@ -134,4 +135,11 @@ def test_epochs_are_gathered_under_one_name() -> None:
         def names(self) -> list[str]:
             return ["moon", "other-000001", "star", "star-000001", "star-000002", "star-step00000010"]
 
+        def epochs_of(self, name: str) -> list[tuple[int | None, Path]]:
+            looked_at.append(name)
+            return super().epochs_of(name)
+
+    looked_at: list[str] = []
     assert network_names(Stems()) == ["moon", "other-000001", "star"]
+    assert looked_at == ["other", "star"]  # once each: a look goes through all folders
+    assert runs_with_epochs(Stems()) == [Shelf().epochs_of("star")]
