@@ -47,10 +47,6 @@ class Backups:
         parameter.detach().copy_(self._copies[parameter])
         del self._copies[parameter]
 
-    def clear(self) -> None:
-        """Drop all copies."""
-        self._copies.clear()
-
     def begin(self) -> None:
         """Several parameters are kept next: the GPUs are asked anew how much memory is free."""
         self._room.clear()

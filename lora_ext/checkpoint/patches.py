@@ -123,14 +123,6 @@ class PatchLedger:
             self._exclusive = None
             self._restore_all()
 
-    def forget(self) -> None:
-        """Drop all backups without restoring: other weights were loaded into the same parameters."""
-        self._detach()
-        self._originals.clear()
-        self._patches.clear()
-        self._owner = None
-        self._revision += 1
-
     def _refuse_others(self, owner: str) -> None:
         for other in (self._exclusive, self._owner):
             if other is not None and other != owner:

@@ -10,7 +10,8 @@ import torch
 
 from lora_ext.apply import loaded_files
 from lora_ext.checkpoint.checkpoint import Checkpoint
-from lora_ext.networks.file import read_network
+from lora_ext.networks.file import NetworkFile, read_network
+from lora_ext.protocols import UserError
 from tests.apply.network_setup import LINEAR, TEXT, Setup
 
 
@@ -66,6 +67,24 @@ def test_a_file_that_changes_while_it_is_read(setup: Setup, monkeypatch: pytest.
     assert setup.activate("<lora:cat:1>") == []
     assert path.exists()
     assert setup.changed() == {LINEAR, TEXT}
+
+
+def test_a_file_that_another_program_held_is_tried_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is the same one as before; nothing else asks for it anew."""
+    setup.write("cat")
+    setup.write("dog", seed=1)
+
+    def held(path: Path) -> NetworkFile:
+        raise UserError(f"{path} cannot be read (Permission denied)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded_files, "read_network", held)
+        (first, _) = setup.activate("<lora:cat:1> <lora:dog:0.5>")
+        assert first.startswith("cat is left out: ") and setup.changed() == set()
+        assert not setup.active.is_complete
+    assert setup.activate("<lora:cat:1> <lora:dog:0.5>") == []
+    assert setup.changed() == {LINEAR, TEXT} and setup.active.is_complete
+    setup.check(LINEAR, setup.delta("cat", LINEAR) + 0.5 * setup.delta("dog", LINEAR))
 
 
 @pytest.mark.parametrize("prompt", ["<lora:cat:1>", ""], ids=["with a network", "after one"])

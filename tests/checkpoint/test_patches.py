@@ -201,18 +201,6 @@ def test_exclusive_use_ends_with_an_exception_too() -> None:
     assert ledger.owner is None
 
 
-def test_forget_leaves_newly_loaded_weights_alone() -> None:
-    a = parameter((2,))
-    ledger = PatchLedger()
-    ledger.patch("test", {a: constant(1, (2,))})
-    with torch.no_grad():
-        a.copy_(torch.tensor([7.0, 8.0]))
-    ledger.forget()
-    ledger.restore("test")
-    assert a.tolist() == [7.0, 8.0]
-    assert (ledger.patched, ledger.owner) == (0, None)
-
-
 def test_revision_grows_with_every_change() -> None:
     a, ledger = parameter((2,)), PatchLedger()
     seen = [ledger.revision]

@@ -56,7 +56,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             errors.report("LoRA Workshop: activating the networks of the prompt failed", exc_info=True)
             if self._model is not None:
                 self._model.deactivate()
-            self._conditions = dict.fromkeys(self._conditions)  # texts are encoded without the networks now
+            self._forget_states()
             _comment(p, f"LoRA Workshop: the networks of the prompt are left out: {error or type(error).__name__}")
 
     def deactivate(self, p: Any) -> None:
@@ -156,6 +156,8 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             self._files.memory_limit = settings.memory_limit()
             for message in self._model.activate(tags):
                 _comment(p, message)
+            if not self._model.active.is_complete:
+                self._forget_states()
             self._request = weakref.ref(p) if has_schedule(tags) else None
             hashes = self._model.active.hashes()
         elif tags:
@@ -200,6 +202,10 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             reset_text_caches()
             self._conditions.clear()
         self._conditions[key] = state
+
+    def _forget_states(self) -> None:
+        """Texts are encoded now without some of the networks that their tags stand for."""
+        self._conditions = dict.fromkeys(self._conditions)
 
 
 def _before_denoising(params: Any) -> None:
