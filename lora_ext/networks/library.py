@@ -141,12 +141,16 @@ class NetworkLibrary:
         return None
 
     def _files(self, suffixes: Sequence[str]) -> Iterator[Path]:
+        """Each file once, though one of the folders may lie in another."""
+        seen: set[Path] = set()
         for folder in self.folders:
             for root, directories, names in os.walk(folder, followlinks=True):
                 directories.sort(key=str.lower)
                 for name in sorted(names, key=str.lower):
-                    if os.path.splitext(name)[1].lower() in suffixes:
-                        yield Path(root, name)
+                    if os.path.splitext(name)[1].lower() not in suffixes or (path := Path(root, name)) in seen:
+                        continue
+                    seen.add(path)
+                    yield path
 
     def _epoch(self, path: Path) -> int | None:
         text = self.short_metadata(path).get("ss_epoch", "")

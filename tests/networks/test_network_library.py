@@ -100,6 +100,12 @@ def test_metadata_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeyp
     assert sorted(read) == [good, good, broken]
 
 
+def test_a_folder_within_another_one(tmp_path: Path) -> None:
+    """Its files are there once: an alias of one of them is not shared."""
+    path = write(tmp_path / "sub" / "cat.safetensors", output_name="alias")
+    assert NetworkLibrary([tmp_path, tmp_path / "sub"]).find("alias") == path
+
+
 def test_a_file_is_found_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders are gone through once, however many files there are."""
     for name in "abc":
