@@ -135,7 +135,7 @@
   core.onNetworks = [];
   core.onMount.push(() => {
     new IntersectionObserver((seen) => {
-      if (seen.some((each) => each.isIntersecting)) load().catch(core.report);
+      if (seen.some((each) => each.isIntersecting)) load(true).catch(core.report);  // a training may have ended since
     }).observe(byId("networks-list").parentElement);
   });
   core.networks = { load, openByName };

@@ -110,9 +110,9 @@
 
   /* ---- the list of networks ---- */
 
-  async function load(panel) {
+  async function load(panel, fresh = false) {
     try {
-      await core.networks.load();
+      await core.networks.load(fresh);
     } catch (error) {
       panel.querySelector(".lw-slot-note").textContent = error.message;
     }
@@ -164,7 +164,7 @@
   document.addEventListener("click", ({ target }) => {
     const accordion = target.closest?.("[id^='lw-slots-']");
     const panel = accordion?.querySelector(".lw-slots");
-    if (panel && target.closest(".label-wrap")) load(panel);
+    if (panel && target.closest(".label-wrap")) load(panel, true);
   });
 
   window.loraWorkshopSlots = { show };

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from lora_ext.apply.loaded_files import LoadedFiles
+from lora_ext.apply.loaded_files import LoadedFiles, LoadedNetwork
 from lora_ext.apply.tags import LoraTag
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint
 from lora_ext.checkpoint.module_names import checkpoint_weights
@@ -66,6 +66,7 @@ class _Applied:
     hashes: dict[str, str] = field(default_factory=dict)
     embeddings: Embeddings = field(default_factory=dict)
     revision: int = -1
+    is_complete: bool = True
 
 
 class ActiveNetworks:
@@ -90,24 +91,32 @@ class ActiveNetworks:
         """Make the weights W₀ + Σ multiplier·ΔW of exactly these tags; returns what a person should know.
 
         Unknown names, files that cannot be applied, and networks for another kind of checkpoint are left out and
-        reported; the others are applied. Their order does not matter. The same name twice adds up, a multiplier of 0
-        leaves a part out. Files, weights and multipliers that are in place already are not touched. After an exception
-        the weights are as loaded.
+        reported; the others are applied. A file that could not be read, or for whose change there was no memory, is
+        tried anew each time. The tags' order does not matter. The same name twice adds up, a multiplier of 0 leaves a
+        part out. Files, weights and multipliers that are in place already are not touched. After an exception the
+        weights are as loaded.
         """
         wanted, messages = self._resolve(tags)
         applied = self._applied
-        if applied is None or applied.wanted != wanted or applied.revision != self._ledger.revision:
+        is_in_place = applied is not None and applied.wanted == wanted and applied.revision == self._ledger.revision
+        if applied is None or not is_in_place or not applied.is_complete:
             applied = self._applied = self._apply(wanted)
         return [*messages, *applied.messages]
 
     def deactivate(self) -> None:
-        """Restore the weights bit for bit."""
+        """Restore the weights bit for bit; nothing here keeps a parameter in memory any more."""
         self._ledger.restore(OWNER)
         self._applied = None
+        self._weights = None
 
     def hashes(self) -> dict[str, str]:
         """What "Lora hashes" in the infotext holds: the name in the tag → first 12 digits of the file's hash."""
         return dict(self._applied.hashes) if self._applied else {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every file that was wanted could be read and made: at another moment it may be otherwise."""
+        return self._applied is None or self._applied.is_complete
 
     def embeddings(self) -> Embeddings:
         """The embeddings that came with the networks in place; whoever encodes the prompt has to know them."""
@@ -138,7 +147,13 @@ class ActiveNetworks:
         shares: dict[Identity, list[Share]] = {}
         for network in sorted(wanted, key=lambda each: (each.file, each.dyn or 0)):  # sums depend on their order
             try:
-                shares.setdefault(network.file, []).extend(self._shares(network, applied))
+                loaded = self._files.get(network.file, self._checkpoint.architecture)
+            except UserError as error:
+                applied.messages.append(f"{network.name} is left out: {error}")
+                applied.is_complete = False
+                continue
+            try:
+                shares.setdefault(network.file, []).extend(self._shares(network, loaded, applied))
             except UserError as error:
                 applied.messages.append(f"{network.name} is left out: {error}")
         self._files.trim(shares)
@@ -160,12 +175,13 @@ class ActiveNetworks:
             file, key, _ = error.source
             name = next(network.name for network in applied.wanted if network.file == file)
             applied.messages.append(f"{name} is left out: {key}: {error}")
+            applied.is_complete = False
             applied.hashes.pop(_infotext_name(name), None)
+            applied.embeddings = {each: found for each, found in applied.embeddings.items() if found[0] != name}
             self._patch({other: parts for other, parts in shares.items() if other != file}, applied)
 
-    def _shares(self, network: _Wanted, applied: _Applied) -> list[Share]:
+    def _shares(self, network: _Wanted, loaded: LoadedNetwork, applied: _Applied) -> list[Share]:
         """A network's parts in the weights; notes its hash and what it has that the checkpoint lacks."""
-        loaded = self._files.get(network.file, self._checkpoint.architecture)
         matched = match(loaded.modules, self._all_weights(), self._checkpoint)
         shares = [
             Share((network.file, key, parameter), multiplier, network.dyn, view, loaded.modules[key], parameter, mask)

@@ -23,9 +23,6 @@ from lora_ext.networks.region_mask import RegionMask
 from lora_ext.protocols import UserError
 
 SLOTS = 5
-INFOTEXT = "AddNet "
-"""How each of the panel's names in an infotext begins."""
-
 _ENABLED, _SEPARATE = "AddNet Enabled", "AddNet Separate Weights"
 _NOTHING = ("", "None")
 _HASHED = re.compile(r"(.+)\(([0-9a-f]{8,64})\)")
@@ -142,7 +139,7 @@ def _object(value: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the slot panel's text is no JSON ({error}): load the page again") from error
     if value is None or isinstance(value, Mapping):
         return value or {}
@@ -172,8 +169,8 @@ def _number(value: Any, what: str) -> float:
         raise UserError(f"{what} = {value!r} is no number; write one like 0.8")
     try:
         number = float(value)
-    except ValueError as error:
-        raise UserError(f"{what} = {value!r} is no number; write one like 0.8") from error
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{what} = {str(value)[:80]!r} is no number; write one like 0.8") from error
     if not math.isfinite(number):
         raise UserError(f"{what} = {value!r} is no number; write one like 0.8")
     return number
@@ -220,10 +217,18 @@ def panel_of_infotext(params: Mapping[str, Any], name_of: Callable[[str, str], s
     for number in range(1, SLOTS + 1):
         model = str(params.get(f"AddNet Model {number}", ""))
         both = params.get(f"AddNet Weight {number}", 1.0)
-        unet, te = (params.get(f"AddNet Weight {part} {number}", both) for part in "AB")
+        unet, te = (_told_number(params.get(f"AddNet Weight {part} {number}", both)) for part in "AB")
         hashed = _HASHED.fullmatch(model)
         name = name_of(hashed[1], hashed[2]) if hashed else name_of(model, "")
-        slots.append({"network": "" if model in _NOTHING else name, "unet": float(unet), "te": float(te)})
+        slots.append({"network": "" if model in _NOTHING else name, "unet": unet, "te": te})
     separate = any(slot["unet"] != slot["te"] for slot in slots)
     regions = [str(params.get(f"AddNet Region {number}", "")) for number in range(1, SLOTS + 1)]
     return {"enabled": True, "separate": separate, "slots": slots, "told_regions": regions}
+
+
+def _told_number(value: Any) -> float:
+    """A weight of an infotext, 1 where somebody has written something else."""
+    try:
+        return _number(value, "weight")
+    except UserError:
+        return 1.0

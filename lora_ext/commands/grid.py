@@ -46,11 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def network_name(prompt: str, given: str | None) -> str:
     """The network that the grid is of."""
-    from lora_ext.apply.tags import parse_tags
+    from lora_ext.grid.axes import tag_names
 
     if given:
         return given
-    names = list(dict.fromkeys(tag.name for tag in parse_tags(prompt).tags))
+    names = tag_names(prompt)
     if len(names) == 1:
         return names[0]
     found = f"the prompt has tags of {', '.join(names)}" if names else "the prompt has no <lora:name:1> tag"

@@ -17,7 +17,9 @@ from lora_ext.networks.library import Epoch, epoch_file
 from lora_ext.protocols import UserError
 
 _EPOCH_SUFFIX = re.compile(r"-(?:\d{6}|step\d{8})$")
-_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)[^>]*>", re.IGNORECASE)
+_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)([^>]*)>", re.IGNORECASE)
+_VARIED = ("te", "unet", "epoch")
+"""Arguments of a tag that a grid gives values of its own."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,29 @@ def _no_network(name: str, library: EpochFiles) -> UserError:
     return UserError(f"{name}: there is no network of this name; {there}")
 
 
-def tag_text(stem: str, choice: NetworkChoice) -> str:
-    """The tag that a single generation would use for the same picture."""
+def tag_text(stem: str, choice: NetworkChoice, arguments: str = "") -> str:
+    """The tag that a single generation would use for the same picture; `arguments` are those of `kept_arguments`."""
     te = choice.weight if choice.te is None else choice.te
     unet = choice.weight if choice.unet is None else choice.unet
     if te == unet:
-        return f"<lora:{stem}:{format_number(te)}>"
-    return f"<lora:{stem}:{format_number(te)}:{format_number(unet)}>"
+        return f"<lora:{stem}:{format_number(te)}{arguments}>"
+    return f"<lora:{stem}:{format_number(te)}:{format_number(unet)}{arguments}>"
+
+
+def tag_names(prompt: str) -> list[str]:
+    """The networks that a prompt names, each once, whatever else stands in their tags."""
+    return list(dict.fromkeys(found.group(1).strip() for found in _TAG.finditer(prompt)))
+
+
+def kept_arguments(base_prompt: str, own_names: Iterable[str]) -> str:
+    """What the first tag of the same network has besides its weights and epoch (`:lbw=OUTALL:stop=10`), or nothing."""
+    own = {name.lower() for name in own_names}
+    found = next((tag for tag in _TAG.finditer(base_prompt) if tag.group(1).strip().lower() in own), None)
+    items = found.group(2).split(":")[1:] if found is not None else []
+    named = [item for item in items if item.count("=") == 1 and item.partition("=")[0] not in _VARIED]
+    positional = [item for item in items if item.count("=") != 1]
+    ranks = [f"dyn={item}" for item in positional[2:3]]
+    return "".join(f":{item}" for item in [*ranks, *named])
 
 
 def prompt_with(base_prompt: str, own_names: Iterable[str], tag: str | None) -> str:
@@ -175,8 +193,19 @@ def prompt_with(base_prompt: str, own_names: Iterable[str], tag: str | None) -> 
 
 def network_names(library: EpochFiles) -> list[str]:
     """The networks in a library, their epochs' files gathered under one name."""
-    gathered: dict[str, None] = {}
-    for stem in library.names():
-        name = _EPOCH_SUFFIX.sub("", stem)
-        gathered[name if name != stem and library.epochs_of(name) else stem] = None
-    return list(gathered)
+    stems = library.names()
+    runs = set(_runs(stems, library))
+    names = ((stem, _EPOCH_SUFFIX.sub("", stem)) for stem in stems)
+    return list(dict.fromkeys(name if name in runs else stem for stem, name in names))
+
+
+def _runs(stems: Iterable[str], library: EpochFiles) -> dict[str, list[tuple[int | None, Path]]]:
+    """The files of each run of which the stems name an epoch; every look at the library takes its time."""
+    names = dict.fromkeys(_EPOCH_SUFFIX.sub("", stem) for stem in stems if _EPOCH_SUFFIX.search(stem))
+    found = {name: library.epochs_of(name) for name in names}
+    return {name: files for name, files in found.items() if files}
+
+
+def runs_with_epochs(library: EpochFiles) -> list[list[tuple[int | None, Path]]]:
+    """The files of every run that has more than its last one, in order of their epochs."""
+    return [files for files in _runs(library.names(), library).values() if len(files) > 1]

@@ -16,6 +16,7 @@ from lora_ext.grid.axes import (
     NetworkChoice,
     chosen,
     epoch_axis,
+    kept_arguments,
     network_file,
     prompt_with,
     tag_text,
@@ -82,9 +83,9 @@ def epoch_weight_grid(
 ) -> Grid:
     """Epochs across, weights down, from the prompt of `request`; `epochs` None is every epoch there is.
 
-    A tag of the network in the prompt is replaced in its place, otherwise one is added at the end. `progress` is
-    called as progress(pictures done, pictures in all). Raises UserError before the first picture where a file is
-    missing.
+    A tag of the network in the prompt is replaced in its place, and keeps what it has besides weights and epoch;
+    otherwise one is added at the end. `progress` is called as progress(pictures done, pictures in all). Raises
+    UserError before the first picture where a file is missing.
     """
     files = library.epochs_of(name)
     columns = _epoch_columns(name, epochs, files, library, include_none)
@@ -136,11 +137,12 @@ def _plan(
     request: GenerateRequest, columns: Axis, rows: Axis, base: NetworkChoice, own_names: set[str], library: EpochFiles
 ) -> Iterator[_PlannedCell]:
     """Every cell row by row, its file looked up: nothing is rendered before all of them are known to be there."""
+    arguments = kept_arguments(request.prompt, own_names)
     for row in rows.values:
         for column in columns.values:
             choice = chosen(base, ((columns, column), (rows, row)))
             file = network_file(choice, library)
-            tag = tag_text(file.stem, choice) if file is not None else None
+            tag = tag_text(file.stem, choice, arguments) if file is not None else None
             prompt = prompt_with(request.prompt, own_names, tag)
             yield _PlannedCell(column, row, choice, file, replace(request, prompt=prompt))
 

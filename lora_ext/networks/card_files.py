@@ -35,7 +35,7 @@ def read_words(network: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): put it right or delete it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no table of words: put it right or delete it")
@@ -58,7 +58,7 @@ def _word(key: str, value: Any) -> Any:
         return str(value)
     try:
         weight = float(value or 0)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"preferred weight = {value!r} is no number: write one like 0.8") from error
     if not math.isfinite(weight):
         raise UserError(f"preferred weight = {value!r} is no number: write one like 0.8")

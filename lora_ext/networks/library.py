@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lora_ext.networks.file import NetworkHeader, scan_network
 from lora_ext.networks.pickled_file import is_text_companion
 from lora_ext.networks.safetensors_file import read_metadata
 from lora_ext.protocols import UserError
@@ -37,15 +36,14 @@ def identity(path: Path) -> Identity | None:
 class NetworkLibrary:
     """The network files in some folders and their sub-folders.
 
-    Every call looks at the folders anew, so a file that was just written is there; headers and metadata are read once
-    for each state of a file.
+    Every call looks at the folders anew, so a file that was just written is there; metadata are read once for each
+    state of a file.
     Live files are elsewhere, and go by a name for a while (a network in training, while its run is paused).
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
         self._live: dict[str, Path] = {}
-        self._headers: dict[Path, tuple[Identity, NetworkHeader | None]] = {}
         self._metadata: dict[Path, tuple[Identity, dict[str, str]]] = {}
 
     def set_live(self, name: str, path: Path | None) -> None:
@@ -134,27 +132,25 @@ class NetworkLibrary:
             self._metadata[path] = known
         return known[1]
 
-    def header(self, path: Path) -> NetworkHeader | None:
-        """A file's header, read once for each state of the file; None where it cannot be read."""
-        key = identity(path)
-        if key is None:
-            return None
-        known = self._headers.get(path)
-        if known is None or known[0] != key:
-            try:
-                known = key, scan_network(path)
-            except UserError:
-                known = key, None
-            self._headers[path] = known
-        return known[1]
+    def find_hash(self, digits: str) -> Path | None:
+        """The first file whose metadata has a hash that begins with these digits."""
+        for path in self._files((_READ,)):
+            stored = self.short_metadata(path)
+            if any(stored.get(key, "").startswith(digits) for key in ("sshs_model_hash", "sshs_legacy_hash")):
+                return path
+        return None
 
     def _files(self, suffixes: Sequence[str]) -> Iterator[Path]:
+        """Each file once, though one of the folders may lie in another."""
+        seen: set[Path] = set()
         for folder in self.folders:
             for root, directories, names in os.walk(folder, followlinks=True):
                 directories.sort(key=str.lower)
                 for name in sorted(names, key=str.lower):
-                    if os.path.splitext(name)[1].lower() in suffixes:
-                        yield Path(root, name)
+                    if os.path.splitext(name)[1].lower() not in suffixes or (path := Path(root, name)) in seen:
+                        continue
+                    seen.add(path)
+                    yield path
 
     def _epoch(self, path: Path) -> int | None:
         text = self.short_metadata(path).get("ss_epoch", "")

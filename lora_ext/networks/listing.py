@@ -26,7 +26,10 @@ class NetworkEntry:
 
 def list_networks(folders: Sequence[Path]) -> list[NetworkEntry]:
     """Every network in the folders and their sub-folders, folder by folder, by name."""
-    return [entry for folder in folders for entry in _within(folder)]
+    found: dict[Path, NetworkEntry] = {}
+    for entry in (entry for folder in folders for entry in _within(folder)):
+        found.setdefault(entry.path, entry)  # one of the folders may lie in another
+    return list(found.values())
 
 
 def _within(top: Path) -> Iterator[NetworkEntry]:

@@ -105,24 +105,29 @@ class _Part:
 
 
 class _MaskedForward:
-    """Parts over one module's forward, on this instance alone and over whatever forward is there."""
+    """Parts over one module's forward, on this instance alone and over whatever forward is there.
+
+    Its class' forward is looked up in each call, as the WebUI replaces those of several classes while it casts.
+    """
 
     def __init__(self, module: nn.Module, parts: Sequence[_Part], masks: _Masks) -> None:
         self._module, self._parts, self._masks = module, parts, masks
-        self._overridden = module.__dict__.get("forward")
-        self._forward: Callable[..., Tensor] = module.forward
+        self._overridden: Callable[..., Tensor] | None = module.__dict__.get("forward")
         self._installed = self._with_parts
         module.__dict__["forward"] = self._installed
 
     def _with_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output = self._forward(x, *args, **kwargs)
+        below = self._overridden or type(self._module).forward.__get__(self._module)
+        output: Tensor = below(x, *args, **kwargs)
         for part in self._parts:
             output = output + part.change(x).to(output.dtype) * self._masks.fitting(part.mask, output)
         return output
 
     def detach(self) -> None:
+        """Take the parts off; below what somebody else has put over them since, a forward without any stays."""
+        self._parts = ()
         if self._module.__dict__.get("forward") is not self._installed:
-            raise RuntimeError("something else was put over a forward with a region mask: take that off first")
+            return
         if self._overridden is None:
             del self._module.__dict__["forward"]
         else:

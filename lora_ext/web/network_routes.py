@@ -95,8 +95,15 @@ def entry_as_json(entry: NetworkEntry) -> dict[str, Any]:
         "folder": entry.folder,
         "size": entry.size,
         "changed": entry.changed,
-        "picture": picture_url(entry.cover, THUMBNAIL) if entry.cover is not None else "",
+        "picture": _cover_address(entry.cover),
     }
+
+
+def _cover_address(cover: Path | None) -> str:
+    try:
+        return picture_url(cover, THUMBNAIL) if cover is not None else ""
+    except OSError:
+        return ""  # a link that leads nowhere, or a picture that was deleted just now
 
 
 def _card(path: Path) -> dict[str, Any]:

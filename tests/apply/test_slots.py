@@ -50,6 +50,8 @@ def test_slots_as_tags(value: Any, tags: list[LoraTag]) -> None:
         ([1], r"the slot panel = \[1\]: give an object"),
         ("[1]", r"the slot panel = \[1\]: give an object"),
         ({"slot": []}, "the panel has no slot; there are enabled, slots, mask"),
+        ("[" * 100_000, "the slot panel's text is no JSON"),
+        ({"slots": [{"network": "cat", "unet": 10**400}]}, r"slot 1: unet = '1000+' is no number"),
         ({"enabled": "yes"}, "enabled = 'yes': allowed are true and false"),
         ({"slots": [{}] * 6}, "allowed is a list of at most 5 slots"),
         ({"slots": ["cat"]}, "slot 1 = 'cat': give an object"),
@@ -122,6 +124,13 @@ def test_an_infotext_of_additional_networks_fills_the_panel() -> None:
     filled = panel_of_infotext(params, lambda name, digits: {"0123abcd4567": "cat"}.get(digits, name))
     assert filled["enabled"] and not filled["separate"]
     assert parse_panel(filled).tags() == [LoraTag("cat", 0.8), LoraTag("dog (new)", 0.5)]
+
+
+@pytest.mark.parametrize("written", ["much", "", "nan", "inf"])
+def test_a_weight_in_an_infotext_that_is_no_number_is_1(written: str) -> None:
+    params = {"AddNet Enabled": "True", "AddNet Model 1": "cat", "AddNet Weight A 1": written, "AddNet Weight 1": "0.5"}
+    filled = panel_of_infotext(params, lambda name, _: name)
+    assert parse_panel(json.dumps(filled, allow_nan=False)).tags() == [LoraTag("cat", 0.5, 1.0)]
 
 
 def test_an_infotext_without_the_panel_closes_it_and_keeps_its_slots() -> None:

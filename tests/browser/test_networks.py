@@ -65,3 +65,6 @@ def test_networks_by_clicking(page: Page, birds: Path, tmp_path: Path) -> None:
     page.screenshot(path=SCREENSHOTS / "networks.png", full_page=True)
     card.locator("button", has_text="Use").click()
     page.wait_for_function("document.querySelector('#lw-generate-prompt textarea').value === '<lora:owl:1>'")
+    shutil.copyfile(birds / "raven.safetensors", birds / "owlet.safetensors")
+    page.locator("#lw-tabs > .tab-nav button", has_text="Networks").click()
+    page.locator(".lw-network-row", has_text="owlet").wait_for()

@@ -186,6 +186,7 @@ def test_ctrl_c_stops_and_keeps_what_is_trained(pictures: Path, tiny_checkpoint_
 def test_network_of_a_prompt() -> None:
     assert network_name("a cat <lora:tabby:0.8> sitting", None) == "tabby"
     assert network_name("a cat <lora:tabby:0.8>", "other") == "other"
+    assert network_name("a cat <lora:tabby:1:lbw=A_PRESET_OF_MY_OWN> <lora:tabby:1>", None) == "tabby"
     with pytest.raises(UserError, match="tags of a, b"):
         network_name("<lora:a:1> <lora:b:1>", None)
 

@@ -11,10 +11,12 @@ from lora_ext.grid.axes import (
     NetworkChoice,
     chosen,
     epoch_axis,
+    kept_arguments,
     network_axis,
     network_file,
     network_names,
     prompt_with,
+    runs_with_epochs,
     tag_text,
     te_weight_axis,
     unet_weight_axis,
@@ -98,6 +100,21 @@ def test_prompt(prompt: str, tag: str | None, expected: str) -> None:
     assert prompt_with(prompt, ("star", "star-000001"), tag) == expected
 
 
+@pytest.mark.parametrize(
+    ("prompt", "arguments"),
+    [
+        ("a star", ""),
+        ("a <lora:star:0.3:0.4> b", ""),
+        ("a <lora:star:1:lbw=OUTALL:stop=10:epoch=3> b", ":lbw=OUTALL:stop=10"),
+        ("a <lora:star:te=1:step=2-5:unet=0:0.5:0.6:4>", ":dyn=4:step=2-5"),
+        ("<lora:moon:1:start=2> <lora:star-000001:1:lbw=1,0> <lora:star:1:stop=3>", ":lbw=1,0"),
+    ],
+)
+def test_what_a_tag_keeps(prompt: str, arguments: str) -> None:
+    assert kept_arguments(prompt, ("star", "star-000001")) == arguments
+    assert tag_text("star", NetworkChoice("star"), arguments) == f"<lora:star:1{arguments}>"
+
+
 def test_files() -> None:
     shelf = Shelf()
     assert network_file(NetworkChoice("star"), shelf) == Path("star.safetensors")
@@ -118,4 +135,11 @@ def test_epochs_are_gathered_under_one_name() -> None:
         def names(self) -> list[str]:
             return ["moon", "other-000001", "star", "star-000001", "star-000002", "star-step00000010"]
 
+        def epochs_of(self, name: str) -> list[tuple[int | None, Path]]:
+            looked_at.append(name)
+            return super().epochs_of(name)
+
+    looked_at: list[str] = []
     assert network_names(Stems()) == ["moon", "other-000001", "star"]
+    assert looked_at == ["other", "star"]  # once each: a look goes through all folders
+    assert runs_with_epochs(Stems()) == [Shelf().epochs_of("star")]

@@ -87,6 +87,16 @@ def test_cells_are_single_generations() -> None:
     assert grid.messages == ("a word to the user",)
 
 
+def test_block_weights_and_steps_of_the_tag_are_in_every_cell() -> None:
+    request = replace(REQUEST, prompt="a <lora:star:0.3:lbw=OUTALL:stop=10> b")
+    grid = epoch_weight_grid(HashPainter(), request, "star", [1, 2], [0.5], StarFiles([1, 2]))
+    assert [cell.request.prompt for cell in grid.cells[0]] == [
+        "a  b",
+        "a <lora:star-000001:0.5:lbw=OUTALL:stop=10> b",
+        "a <lora:star:0.5:lbw=OUTALL:stop=10> b",
+    ]
+
+
 def test_every_epoch_by_default_and_the_last_one_last() -> None:
     grid = epoch_weight_grid(HashPainter(), REQUEST, "star", None, [1], StarFiles([1, 2, 10]), include_none=False)
     assert grid.columns == ("epoch 1", "epoch 2", "epoch 10 (last)")

@@ -48,6 +48,7 @@ def test_a_file_of_ours_that_a_person_edits_is_theirs(network: Path) -> None:
     [
         ({"colour": "red"}, "a card has no 'colour': allowed are description, activation text"),
         ({"preferred weight": "much"}, "preferred weight = 'much' is no number"),
+        ({"preferred weight": [1]}, r"preferred weight = \[1\] is no number"),
         ({"preferred weight": "nan"}, "preferred weight = 'nan' is no number"),
         ({"sd version": "SD9"}, "sd version = 'SD9': allowed are SD1, SD2, SDXL, Unknown"),
     ],

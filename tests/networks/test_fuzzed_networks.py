@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.networks.description import describe_network
-from lora_ext.networks.file import NetworkHeader, model_hash, read_network, scan_network
+from lora_ext.networks.file import model_hash, read_network, scan_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.networks.safetensors_file import read_metadata
 from lora_ext.networks.weight_delta import SUFFIXES, module_delta
@@ -223,7 +223,7 @@ def use(path: Path) -> str:
         except UserError as error:
             told.append(str(error))
     library = NetworkLibrary([path.parent])
-    assert library.find(path.stem) == path and isinstance(library.header(path), NetworkHeader | None)
+    assert library.find(path.stem) == path and isinstance(library.short_metadata(path), dict)
     try:
         file = read_network(path)
         described = describe_network(file)

@@ -37,6 +37,12 @@ def test_every_network_with_its_cover(folders: tuple[Path, Path]) -> None:
     assert [each.cover and each.cover.name for each in found] == [None, "b.preview.png", None, None]
 
 
+def test_a_folder_within_another_one(folders: tuple[Path, Path]) -> None:
+    found = list_networks([folders[0], folders[0] / "sub"])
+    assert [(each.path.name, Path(each.folder).as_posix()) for each in found][-1] == ("c.safetensors", "sub/deep")
+    assert len(found) == 3
+
+
 def test_a_network_in_the_folders_may_be_named(folders: tuple[Path, Path]) -> None:
     inside = folders[0] / "sub" / "deep" / "c.safetensors"
     assert network_at(str(inside), folders) == inside
@@ -65,6 +71,7 @@ def test_a_deleted_network_is_told(folders: tuple[Path, Path]) -> None:
         ('"/a,b", /c', ["/a,b", "/c"]),
         ('"/a""b"', ['/a"b']),
         ("/a,/a", ["/a"]),
+        ("~nobody-of-this-name/a, /b", ["~nobody-of-this-name/a", "/b"]),
     ],
 )
 def test_lists_of_folders(text: str, expected: list[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from lora_ext.networks import library as library_module
-from lora_ext.networks.file import write_network
+from lora_ext.networks.file import cast_tensors, precalculate_hashes, write_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.protocols import UserError
 
@@ -84,7 +85,7 @@ def test_new_and_changed_files_are_noticed(tmp_path: Path) -> None:
     assert library.alias(path) is None
 
 
-def test_headers_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     scan = library_module.read_metadata
     monkeypatch.setattr(library_module, "read_metadata", lambda path: (read.append(path), scan(path))[1])
@@ -97,6 +98,26 @@ def test_headers_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypa
     assert library.find("alias") is None
     assert library.find("new alias") == good
     assert sorted(read) == [good, good, broken]
+
+
+def test_a_folder_within_another_one(tmp_path: Path) -> None:
+    """Its files are there once: an alias of one of them is not shared."""
+    path = write(tmp_path / "sub" / "cat.safetensors", output_name="alias")
+    assert NetworkLibrary([tmp_path, tmp_path / "sub"]).find("alias") == path
+
+
+def test_a_file_is_found_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders are gone through once, however many files there are."""
+    for name in "abc":
+        write(tmp_path / f"{name}.safetensors", output_name=name)
+    tensors = {"a.alpha": torch.tensor(2.0)}
+    write_network(tmp_path / "sub" / "other.safetensors", tensors, {}, "fp16")
+    library, walks, walk = NetworkLibrary([tmp_path]), [], os.walk
+    monkeypatch.setattr(os, "walk", lambda *args, **options: (walks.append(args), walk(*args, **options))[1])
+    digits, _ = precalculate_hashes(cast_tensors(tensors, "fp16"), {})
+    assert library.find_hash(digits[:12]) == tmp_path / "sub" / "other.safetensors"
+    assert library.find_hash("0" * 12) is None
+    assert len(walks) == 2
 
 
 def test_epochs_in_order_with_the_last_file_at_the_end(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_the_list(shelf_client: TestClient, network: Path, tmp_path: Path) -> No
     assert told["folders"] == [str(tmp_path / "Lora")] and told["notes"] == []
 
 
+def test_a_cover_that_is_gone_costs_the_list_nothing(shelf_client: TestClient, network: Path) -> None:
+    network.with_suffix(".png").symlink_to("nowhere.png")
+    (entry,) = shelf_client.get("/lora-workshop/api/networks").json()["networks"]
+    assert (entry["path"], entry["picture"]) == (str(network), "")
+
+
 def test_a_missing_folder_is_told(shelf_client: TestClient, tmp_path: Path) -> None:
     told = shelf_client.get(f"{API}/networks").json()
     assert told["networks"] == [] and told["notes"] == [f"{tmp_path / 'Lora'}: there is no such folder"]

@@ -276,6 +276,26 @@ def test_weights_loaded_into_the_same_instance(webui: Any, files: Networks) -> N
     assert (webui.generate(PROMPT).pictures[0] == base).all()
 
 
+def test_a_model_that_is_thrown_away(webui: Any, files: Networks) -> None:
+    """Nothing of ours keeps its weights in memory while the next one is loaded, which has the networks then."""
+    prompt = f"{PROMPT} <lora:w2-b:1>"
+    base, with_network = webui.generate(PROMPT).pictures[0], webui.generate(prompt).pictures[0]
+    assert webui.call("/lw-probe/tags/replace-model", {}) == {"is_gone": True, "tags": ["w2-b"]}
+    assert (webui.generate(prompt).pictures[0] == with_network).all()
+    assert (webui.generate(PROMPT).pictures[0] == base).all()
+
+
+def test_after_a_failure_the_prompt_is_encoded_anew(webui: Any, files: Networks) -> None:
+    """Its encoding without the networks, which the WebUI remembers, is not that of the same prompt with them."""
+    prompt = f"{PROMPT} <lora:w2-b:1:0>"
+    expected = webui.generate(prompt).pictures[0]
+    base = webui.generate(PROMPT).pictures[0]
+    webui.call("/lw-probe/tags/fail-once", {})
+    assert (webui.generate(prompt).pictures[0] == base).all()
+    assert any("injected while patching" in text for text in webui.call("/lw-probe/tags/comments"))
+    assert (webui.generate(prompt).pictures[0] == expected).all()
+
+
 def test_two_checkpoints_in_memory(webui: Any, files: Networks) -> None:
     """The one that is put aside goes without the network that was in it, and has none when it comes back."""
     folder, name = webui.folder / "models" / "Stable-diffusion", "w2-second"

@@ -28,7 +28,7 @@ class LoadedModel:
         self._embeddings = BundledEmbeddings(sd_model)
         # Others load weights into parts of the model by themselves, so each part has the hook.
         parts = (sd_model, checkpoint.unet, *(encoder.module for encoder in checkpoint.text_encoders))
-        self._hooks = [part._register_load_state_dict_pre_hook(self._before_loading) for part in parts]
+        self._hooks = [part._register_load_state_dict_pre_hook(self.let_go) for part in parts]
 
     def activate(self, tags: list[LoraTag]) -> list[str]:
         """Make the weights those of the tags, as in all sampling steps; what a person should know."""
@@ -53,8 +53,9 @@ class LoadedModel:
         """Whether this is of the given instance."""
         return self._sd_model() is sd_model
 
-    def _before_loading(self, *_: Any) -> None:
-        """Other weights are about to be loaded into the same parameters: what is patched goes before.
+    def let_go(self, *_: Any) -> None:
+        """Other weights are about to be loaded into the same parameters, or these to be thrown away: what is patched
+        goes before, and nothing here holds a parameter any more. The tags stay, for whoever comes next.
 
         The built-in drops its own backups then.
         """

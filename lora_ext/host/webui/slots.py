@@ -9,7 +9,7 @@ from typing import Any
 from modules import extra_networks, scripts
 from modules.infotext_utils import PasteField
 
-from lora_ext.apply.slots import INFOTEXT, SlotPanel, panel_infotext, panel_of_infotext, parse_panel
+from lora_ext.apply.slots import SlotPanel, panel_infotext, panel_of_infotext, parse_panel
 from lora_ext.apply.tags import LoraTag
 from lora_ext.host.webui.state import get_host
 from lora_ext.networks.library import NetworkLibrary
@@ -23,6 +23,7 @@ AXES = "lora_workshop_slot_axes"
 """What an X/Y/Z plot's cell has put into slots: {(number, part): value}, on its copy of the request."""
 
 _ON_REQUEST = "lora_workshop_panel"
+_TOLD = "lora_workshop_panel_infotext"
 
 
 def slot_script(build: Callable[[str], Any]) -> type:
@@ -62,8 +63,10 @@ def prepare(p: Any, value: Any) -> None:
         panel = SlotPanel()
         p.comment(f"LoRA Workshop: the panel's networks are left out: {error}")
     setattr(p, _ON_REQUEST, panel)
-    others = {name: told for name, told in p.extra_generation_params.items() if not name.startswith(INFOTEXT)}
-    p.extra_generation_params = {**others, **panel_infotext(panel, _stored_hash)}
+    before, told = getattr(p, _TOLD, {}), panel_infotext(panel, _stored_hash)
+    others = {name: value for name, value in p.extra_generation_params.items() if name not in before}
+    p.extra_generation_params = {**others, **told}
+    setattr(p, _TOLD, told)
 
 
 def tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
@@ -102,12 +105,8 @@ def known_name(library: NetworkLibrary, name: str, digits: str) -> str:
     """The name here of a network in an infotext: the same file may be called otherwise, which its hash tells."""
     if library.find(name) is not None or not digits:
         return name
-    for stem in library.names():
-        path = library.find(stem)
-        stored = library.short_metadata(path) if path is not None else {}
-        if any(stored.get(key, "").startswith(digits) for key in ("sshs_model_hash", "sshs_legacy_hash")):
-            return stem
-    return name
+    path = library.find_hash(digits)
+    return name if path is None else path.stem
 
 
 def _stored_hash(name: str) -> str:

@@ -56,6 +56,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             errors.report("LoRA Workshop: activating the networks of the prompt failed", exc_info=True)
             if self._model is not None:
                 self._model.deactivate()
+            self._forget_states()
             _comment(p, f"LoRA Workshop: the networks of the prompt are left out: {error or type(error).__name__}")
 
     def deactivate(self, p: Any) -> None:
@@ -67,6 +68,11 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
     def model_changed(self, sd_model: nn.Module) -> None:
         """Another checkpoint renders, in this instance or another one (refiner): it gets the prompt's networks too."""
         self._move_to(sd_model, self.tags)
+
+    def model_leaves(self, sd_model: nn.Module) -> None:
+        """The memory of a model is about to be freed; the networks go on to the next one."""
+        if self._model is not None and self._model.belongs_to(sd_model):
+            self._model.let_go()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -80,10 +86,11 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
         if self._model is None or not tags:
             return
         try:
-            if not self._model.belongs_to(sd_model):
-                self.restore()
-                self._model = LoadedModel(sd_model, self._files)
-            self._model.activate(tags)
+            with devices.without_autocast():
+                if not self._model.belongs_to(sd_model):
+                    self.restore()
+                    self._model = LoadedModel(sd_model, self._files)
+                self._model.activate(tags)
         except UserError as error:
             _log.warning("LoRA Workshop leaves the networks of the prompt out of this checkpoint: %s", error)
 
@@ -149,6 +156,8 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             self._files.memory_limit = settings.memory_limit()
             for message in self._model.activate(tags):
                 _comment(p, message)
+            if not self._model.active.is_complete:
+                self._forget_states()
             self._request = weakref.ref(p) if has_schedule(tags) else None
             hashes = self._model.active.hashes()
         elif tags:
@@ -194,6 +203,10 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
             self._conditions.clear()
         self._conditions[key] = state
 
+    def _forget_states(self) -> None:
+        """Texts are encoded now without some of the networks that their tags stand for."""
+        self._conditions = dict.fromkeys(self._conditions)
+
 
 def _before_denoising(params: Any) -> None:
     _workshop_networks.before_denoising(params.denoiser)
@@ -205,7 +218,7 @@ def register() -> None:
     script_callbacks.on_cfg_denoiser(_before_denoising, name="lora_workshop_steps")
     extra_networks.register_extra_network(_workshop_networks)
     extra_networks.register_extra_network_alias(_workshop_networks, _ALIAS)
-    model_changes.watch(_workshop_networks.model_changed, _workshop_networks.kept)
+    model_changes.watch(_workshop_networks.model_changed, _workshop_networks.kept, _workshop_networks.model_leaves)
 
 
 def unregister() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_ext.apply.block_weights import BlockWeights, parse_block_weights, preset_names
 from lora_ext.apply.tags import LoraTag, parse_tags
-from lora_ext.grid.axes import NetworkChoice, network_file, network_names, prompt_with
+from lora_ext.grid.axes import NetworkChoice, network_file, network_names, prompt_with, runs_with_epochs
 from lora_ext.grid.values import format_number, parse_epochs, parse_values
 from lora_ext.host.webui import settings
 from lora_ext.host.webui.state import get_host
@@ -103,9 +103,7 @@ def epoch_choices() -> list[str]:
 
     Other networks' epochs can be written with "Use text inputs instead of dropdowns".
     """
-    library = get_host().library
-    runs = [library.epochs_of(name) for name in network_names(library)]
-    runs = [files for files in runs if len(files) > 1]
+    runs = runs_with_epochs(get_host().library)
     if not runs:
         return [WITHOUT, "last"]
     newest = max(runs, key=lambda files: max(path.stat().st_mtime_ns for _, path in files))

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import statistics
 import time
+import weakref
 
 import torch
 from modules import call_queue, extra_networks, processing, script_callbacks, scripts, sd_models, shared
@@ -113,6 +114,18 @@ def load_again():
     return {"tags": [tag.name for tag in extra_networks.extra_network_registry["lora"].tags]}
 
 
+def replace_model():
+    """The model is thrown away, as one of another kind takes its place: whether a weight is, and the networks then."""
+    with call_queue.queue_lock:
+        model = sd_models.model_data.sd_model
+        held, info = weakref.ref(model.model.diffusion_model.middle_block[1].proj_in.weight), model.sd_checkpoint_info
+        sd_models.model_data.loaded_sd_models.remove(model)
+        sd_models.send_model_to_trash(model)
+        is_gone = held() is None
+        sd_models.load_model(info)
+    return {"is_gone": is_gone, "tags": [tag.name for tag in extra_networks.extra_network_registry["lora"].tags]}
+
+
 def _a_weight():
     """Of the model that is in use at the moment: a refiner may be another one."""
     return sd_models.model_data.sd_model.model.diffusion_model.middle_block[1].proj_in.weight.detach()
@@ -158,6 +171,18 @@ def fail_at_step(step):
     module.tags_at = failing
 
 
+def fail_once():
+    """The next time that networks are put into the weights, that fails."""
+    module = importlib.import_module("lora_ext.apply.active")
+    original = module.patches_of
+
+    def failing(shares):
+        module.patches_of = original
+        raise RuntimeError("injected while patching")
+
+    module.patches_of = failing
+
+
 def set_regions(masks):
     """From now on these names have these masks (rows of numbers) wherever a tag holds them; none gives them up."""
     tags = importlib.import_module("lora_ext.host.webui.tags")
@@ -190,6 +215,8 @@ def started(_, app):
     app.get("/lw-probe/tags/comments")(lambda: Comments.last)
     app.get("/lw-probe/tags/owner")(owner)
     app.post("/lw-probe/tags/load-again")(load_again)
+    app.post("/lw-probe/tags/replace-model")(replace_model)
+    app.post("/lw-probe/tags/fail-once")(fail_once)
 
     app.get("/lw-probe/tags/calls")(watched.seen)
 
