@@ -308,6 +308,25 @@ def test_max_norm_shrinks_the_change_itself(algorithm: str) -> None:
     torch.testing.assert_close(smaller, delta * 0.25, rtol=1e-4, atol=1e-7)
 
 
+def test_max_norm_leaves_a_frozen_factor_alone() -> None:
+    layer, _ = layer_and_input("linear")
+    adapter: Any = trained(make(AdapterForm("lora", frozen_down=True), layer))
+    down, norm = adapter.lora_down.weight.detach().clone(), float(adapter.delta_norm())
+    adapter.shrink(torch.tensor(0.25))
+    assert torch.equal(adapter.lora_down.weight, down) and float(adapter.delta_norm()) == pytest.approx(norm / 4)
+
+
+@pytest.mark.parametrize("algorithm", sorted({*VARIANTS, "norm"}))
+def test_nothing_changes_at_first_in_half_precision_either(algorithm: str) -> None:
+    """T-LoRA's start is as large as the weight: what rounding takes from it must not look like training."""
+    layer, x = layer_and_input("layer norm" if algorithm == "norm" else "linear")
+    wanted = layer(x)
+    adapter = make(AdapterForm(algorithm, unit=2, factor=4), layer)  # type: ignore[arg-type]
+    adapter.cast(torch.bfloat16)
+    adapter.attach()
+    assert close(layer(x), wanted, 1e-6)
+
+
 @pytest.mark.parametrize(("form", "name"), CASES)
 def test_a_file_tells_what_it_is(form: AdapterForm, name: str) -> None:
     layer, _ = layer_and_input(name)
