@@ -140,8 +140,8 @@ class LycorisAdapter(DenseAdapter):
         super().attach()
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Keep the parameters in this dtype; GLoRA's, which are multiplied with the module's own, stay in fp32."""
-        if self.algorithm != "glora":
+        """Keep the parameters in this dtype; GLoRA's and OFT's, which act on the module's own weight, stay in fp32."""
+        if self.algorithm not in ("glora", "diag-oft", "boft"):
             super().cast(dtype)
 
     def retarget(self, target: Target) -> None:
