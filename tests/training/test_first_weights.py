@@ -166,6 +166,26 @@ def test_a_base_network_for_another_checkpoint_is_refused(
         train_one_step(checkpoint, small_config(base_weights="other"), tmp_path, (tmp_path,))
 
 
+def test_what_cannot_be_merged_or_trained_on_is_named(
+    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
+) -> None:
+    good = read_network(write_lora(tmp_path / "good.safetensors", checkpoint, 4, 1)).tensors
+    key = next(name for name in good if name.endswith("lora_up.weight"))
+    write_network(tmp_path / "nan.safetensors", {**good, key: torch.full_like(good[key], torch.nan)}, {}, "float")
+    write_network(tmp_path / "none.safetensors", {"double_blocks.0.img_mlp": torch.ones(1)}, {}, "float")
+    write_network(tmp_path / "more.safetensors", {**good, "double_blocks.0.img_mlp": torch.ones(1)}, {}, "float")
+    for setting, shown in (("base_weights", r"\.safetensors"), ("network_weights", "")):
+        with pytest.raises(
+            UserError, match=rf"{setting} = nan{shown}: lora_.*: lora_up.weight has values that are not"
+        ):
+            train_one_step(checkpoint, small_config(**{setting: "nan"}), tmp_path, (tmp_path,))
+        with pytest.raises(UserError, match=rf"{setting} = none{shown}: none of its 1 tensors is one of a network"):
+            train_one_step(checkpoint, small_config(**{setting: "none"}), tmp_path, (tmp_path,))
+        _, messages = train_one_step(checkpoint, small_config(**{setting: "more"}), tmp_path, (tmp_path,))
+        left_out = "1 of its tensors are of no known network and are left out (double_blocks.0.img_mlp)"
+        assert f"more.safetensors: {left_out}" in messages
+
+
 @pytest.mark.parametrize(
     ("files", "multipliers", "expected"),
     [

@@ -9,6 +9,7 @@ from lora_ext.networks.weight_delta.kinds import (
     SUFFIXES,
     low_rank_factors,
     module_delta,
+    module_deltas,
     weight_delta,
 )
 from lora_ext.networks.weight_delta.module import (
@@ -27,5 +28,6 @@ __all__ = [
     "exact_matmul",
     "low_rank_factors",
     "module_delta",
+    "module_deltas",
     "weight_delta",
 ]

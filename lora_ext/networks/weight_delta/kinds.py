@@ -83,7 +83,7 @@ def module_delta(tensors: Mapping[str, Tensor]) -> ModuleDelta:
         raise UnsupportedNetworkError(
             f"tensors {', '.join(unknown)} belong to a kind of network that cannot be applied"
         )
-    check_values(tensors)
+    check_values({suffix: tensors[suffix] for suffix in tensors if suffix not in products.unused(tensors)})
     stored = Stored(tensors)
     delta = kind.make(stored)
     if decomposed.SUFFIX not in stored:
@@ -91,6 +91,20 @@ def module_delta(tensors: Mapping[str, Tensor]) -> ModuleDelta:
     if not kind.takes_dora:
         raise UnsupportedNetworkError(f"{decomposed.SUFFIX} does not go with {delta.algorithm}")
     return decomposed.DoraDelta(stored, delta)
+
+
+def module_deltas(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, ModuleDelta]:
+    """`module_delta` of a whole network's tensors, by module key and suffix; errors name the module."""
+    return {key: _named(key, tensors) for key, tensors in modules.items()}
+
+
+def _named(key: str, tensors: Mapping[str, Tensor]) -> ModuleDelta:
+    try:
+        return module_delta(tensors)
+    except UnsupportedNetworkError as error:
+        raise UnsupportedNetworkError(f"{key}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def low_rank_factors(tensors: Mapping[str, Tensor]) -> LowRankFactors:
