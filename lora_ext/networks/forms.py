@@ -55,8 +55,13 @@ PLAIN = AdapterForm()
 
 def form_of_settings(settings: NetworkSettings) -> AdapterForm:
     """What the settings want for modules that nothing else is said of."""
+    return only_its_own(whole_form(settings))
+
+
+def whole_form(settings: NetworkSettings) -> AdapterForm:
+    """The same with what other algorithms know, which a preset of one's own may give to some modules."""
     algorithm: Any = settings.network_algorithm
-    form = AdapterForm(
+    return AdapterForm(
         algorithm=algorithm,
         tucker=settings.use_tucker,
         scalar=settings.use_scalar,
@@ -70,7 +75,6 @@ def form_of_settings(settings: NetworkSettings) -> AdapterForm:
         rescaled=settings.rescaled,
         frozen_down=settings.lora_fa,
     )
-    return only_its_own(form)
 
 
 _OWN: dict[str, frozenset[str]] = {

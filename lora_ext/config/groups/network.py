@@ -33,7 +33,7 @@ class NetworkSettings:
     )  # fmt: skip
     network_include: str = setting(
         "", "Only these modules",
-        "Names or parts of names, one a line; * and ? stand for anything, re: begins a regular expression.",
+        "Parts of names, one a line; whole names with * and ? for anything; re: begins a regular expression.",
         lines=2, sd_scripts="",
     )  # fmt: skip
     network_exclude: str = setting(
