@@ -345,8 +345,8 @@ def test_rank_dropout_leaves_out_rows_and_module_dropout_the_adapter() -> None:
 
     layer, x = layer_and_input("linear")
     base = layer(x)
-    for algorithm in ("loha", "lokr", "full"):
-        target = Target("x", layer, 2, 3.0, "unet", None, AdapterForm(algorithm, factor=4))  # type: ignore[arg-type]
+    for algorithm, rank in (("loha", 2), ("lokr", 2), ("diag-oft", 4), ("boft", 10), ("full", 2)):
+        target = Target("x", layer, rank, 3.0, "unet", None, AdapterForm(algorithm, factor=4))  # type: ignore[arg-type]
         adapter = trained(make_adapter(target, seeded(0), Dropout(rank=0.5)))
         adapter.attach()
         whole = layer(x) - base

@@ -60,7 +60,7 @@ class NetworkSettings:
     rank_dropout: float = setting(
         0.0,
         "Rank dropout",
-        "Share of the ranks that each picture goes without.",
+        "Share of the ranks that each picture goes without; beyond lora, of the outputs that a step leaves alone.",
         minimum=0,
         maximum=0.99,
     )
