@@ -13,6 +13,7 @@ from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint
 from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.adapters.base import Adapter
+from lora_ext.networks.adapters.lycoris import kernel_class
 from lora_ext.networks.blocks import block_index
 from lora_ext.networks.file import NetworkFile, read_network
 from lora_ext.networks.formats import canonical_modules
@@ -110,6 +111,7 @@ def _form_like(
 
 def _with_factor(form: AdapterForm, tensors: Mapping[str, Tensor], shape: Sequence[int]) -> AdapterForm:
     """The form with the factor that gives LoKr's small factor the size that it has."""
+    kernel_class(form)  # says so where the package is missing
     from lycoris.functional import factorization
 
     if "lokr_w1" in tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_what_cannot_be_merged_or_trained_on_is_named(
         _, messages = train_one_step(checkpoint, small_config(**{setting: "more"}), tmp_path, (tmp_path,))
         left_out = "1 of its tensors are of no known network and are left out (double_blocks.0.img_mlp)"
         assert f"more.safetensors: {left_out}" in messages
+
+
+def test_ranks_of_a_lokr_file_need_the_package(
+    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lora(tmp_path / "lokr.safetensors", checkpoint, 2, 1, network_algorithm="lokr")
+    monkeypatch.setitem(sys.modules, "lycoris.functional", None)
+    monkeypatch.setitem(sys.modules, "lycoris.modules.lokr", None)
+    with pytest.raises(UserError, match="network_algorithm = lokr needs the package lycoris_lora"):
+        train_one_step(checkpoint, small_config(network_weights="lokr", dim_from_weights=True), tmp_path, (tmp_path,))
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
     """The module of `lycoris_lora` for a target, drawn from the CPU `generator`; UserError where it cannot be had."""
     form = target.form
     stand_in = _stand_in(target.module, with_weight=bool(form.dora))
-    kind = _kind(form)
+    kind = kernel_class(form)
     drops = 0.0 if form.algorithm in ("diag-oft", "boft") else dropout.rank
     with _drawing_from(generator), _quietly():
         try:
@@ -261,11 +261,12 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
     return kernel
 
 
-def _kind(form: AdapterForm) -> Any:
+def kernel_class(form: AdapterForm) -> Any:
+    """The class of `lycoris_lora` that has a form's algorithm; UserError where the package is missing."""
     package, name = _MODULES[form.algorithm]
     try:
         return getattr(import_module(f"lycoris.modules.{package}"), name)
-    except ImportError as error:
+    except Exception as error:  # the newest raises AttributeError where torch is too old for it
         raise UserError(
             f"network_algorithm = {form.algorithm} needs the package lycoris_lora ({error}): install it (3.4.0 for "
             "torch before 2.4, the newest for others), or choose lora without DoRA, Tucker and scalar"
