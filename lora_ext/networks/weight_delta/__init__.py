@@ -5,9 +5,7 @@ them ΔW is proportional to the multiplier, except BOFT's, whose stages are inte
 """
 
 from lora_ext.networks.weight_delta.kinds import (
-    LORA_SUFFIXES,
     SUFFIXES,
-    low_rank_factors,
     module_delta,
     module_deltas,
     weight_delta,
@@ -20,13 +18,11 @@ from lora_ext.networks.weight_delta.module import (
 )
 
 __all__ = [
-    "LORA_SUFFIXES",
     "SUFFIXES",
     "LowRankFactors",
     "ModuleDelta",
     "UnsupportedNetworkError",
     "exact_matmul",
-    "low_rank_factors",
     "module_delta",
     "module_deltas",
     "weight_delta",

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lora_ext.networks.weight_delta import decomposed, low_rank, orthogonal, products, scaled, timestep, whole
-from lora_ext.networks.weight_delta.module import LowRankFactors, ModuleDelta, UnsupportedNetworkError
+from lora_ext.networks.weight_delta.module import ModuleDelta, UnsupportedNetworkError
 from lora_ext.networks.weight_delta.stored import Stored, check_values
 from lora_ext.protocols import UserError
 
-LORA_SUFFIXES = low_rank.SUFFIXES
 SUFFIXES = frozenset().union(
     low_rank.SUFFIXES,
     {low_rank.BIAS_SUFFIX},
@@ -105,17 +104,6 @@ def _named(key: str, tensors: Mapping[str, Tensor]) -> ModuleDelta:
         raise UnsupportedNetworkError(f"{key}: {error}") from error
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
-
-
-def low_rank_factors(tensors: Mapping[str, Tensor]) -> LowRankFactors:
-    """The factors of one module's LoRA or LoCon tensors, by suffix; a missing alpha is the rank.
-
-    Raises UnsupportedNetworkError for other kinds of network, and what `module_delta` raises.
-    """
-    delta = module_delta(tensors)
-    if delta.low_rank is None:
-        raise UnsupportedNetworkError(f"{delta.algorithm} is not a product of two small matrices; LoRA and LoCon are")
-    return delta.low_rank
 
 
 def weight_delta(tensors: Mapping[str, Tensor], base: Tensor | None = None, multiplier: float = 1.0) -> Tensor:
