@@ -277,6 +277,21 @@ def test_a_small_change_of_lengths_gets_through_in_half_precision(dora: Any) -> 
     torch.testing.assert_close(output.float(), torch.full((1, 4), 10.24), rtol=0.005, atol=0.0)
 
 
+def test_dora_keeps_no_copy_of_a_half_precision_weight() -> None:
+    layer = nn.Linear(256, 256).to(torch.bfloat16).requires_grad_(False)
+    make(AdapterForm("lora", dora="out"), layer).attach()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.ones(1, 256, dtype=torch.bfloat16))
+    assert kept.pop(layer.weight.untyped_storage().data_ptr()) == 256 * 256 * 2
+    assert sum(kept.values()) < 64 * 1024
+
+
 def test_the_start_is_the_seeds_and_nobodys_random_state_is_touched() -> None:
     layer, _ = layer_and_input("linear")
     state = torch.get_rng_state()

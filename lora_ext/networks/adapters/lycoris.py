@@ -131,10 +131,10 @@ class LycorisAdapter(DenseAdapter):
         kernel, module = self.kernel, self.target.module
         down, up = kernel.lora_down.weight, kernel.lora_up.weight
         with exact_numbers(x.device):
-            base = _weight(self.target).detach().float().flatten(1)
+            base = _weight(self.target).detach().flatten(1)
             factor = up.float().flatten(1) * (kernel.scale * kernel.scalar)
             if self._squares is None:
-                self._squares = base.square().sum(1)
+                self._squares = base.float().square().sum(1)
             norms = factored.lengths(base, self._squares, down.float().flatten(1), factor)
             ratio = kernel.dora_scale.float().flatten() / norms
         output = self.base_forward(x)
