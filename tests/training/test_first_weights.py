@@ -21,6 +21,7 @@ from lora_ext.networks.network import Network
 from lora_ext.networks.targets import find_targets
 from lora_ext.networks.weight_delta import weight_delta
 from lora_ext.protocols import Control, Events, MessageLevel, StepReport, UserError
+from lora_ext.training.first_network import first_network
 from lora_ext.training.first_weights import merged, read_base_networks
 from lora_ext.training.trainer import Trainer
 
@@ -185,6 +186,18 @@ def test_what_cannot_be_merged_or_trained_on_is_named(
         _, messages = train_one_step(checkpoint, small_config(**{setting: "more"}), tmp_path, (tmp_path,))
         left_out = "1 of its tensors are of no known network and are left out (double_blocks.0.img_mlp)"
         assert f"more.safetensors: {left_out}" in messages
+
+
+@pytest.mark.parametrize(("architecture", "prefix"), [("SD1", "lora_te_"), ("SDXL", "lora_te1_")])
+def test_names_that_leave_it_open_follow_the_checkpoint(architecture: Any, prefix: str, tmp_path: Path) -> None:
+    layer = "text_model.encoder.layers.0.mlp.fc1"
+    factors = {
+        f"text_encoder.{layer}.lora_A.weight": torch.ones(2, 4),
+        f"text_encoder.{layer}.lora_B.weight": torch.ones(4, 2),
+    }
+    write_network(tmp_path / "peft.safetensors", factors, {}, "float")
+    file = first_network(make_config({"network_weights": "peft"}).network, [tmp_path], architecture)
+    assert file is not None and list(file.modules) == [prefix + layer.replace(".", "_")]
 
 
 def test_ranks_of_a_lokr_file_need_the_package(
