@@ -52,8 +52,9 @@ class NetworkSettings:
         minimum=1, maximum=1024,
     )  # fmt: skip
     conv_alpha: float | None = setting(
-        None, "Convolution alpha", "Alpha of the 3×3 convolutions; none takes 1.", minimum=0, maximum=8192
-    )
+        None, "Convolution alpha", "Alpha of the 3×3 convolutions; none takes 1, or Alpha with presets that have them.",
+        minimum=0, maximum=8192,
+    )  # fmt: skip
     network_dropout: float = setting(
         0.0, "Dropout", "Share of the adapters' inner values that are left out each step.", minimum=0, maximum=0.99
     )
