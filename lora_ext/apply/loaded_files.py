@@ -12,7 +12,7 @@ from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.networks.file import model_hash, read_network
 from lora_ext.networks.formats import canonical_modules
 from lora_ext.networks.library import Identity, identity
-from lora_ext.networks.weight_delta import ModuleDelta, UnsupportedNetworkError, module_delta
+from lora_ext.networks.weight_delta import ModuleDelta, module_deltas
 from lora_ext.protocols import UserError
 
 MEMORY_LIMIT = 2**30
@@ -73,18 +73,9 @@ def _load(file: Identity, architecture: Architecture) -> LoadedNetwork:
     found = canonical_modules(content.tensors, content.metadata, architecture)
     if not found.modules and not found.embeddings:
         raise UserError(f"{path} holds no network: none of its {len(content.tensors)} tensors is one of a network")
-    modules = {key: _delta(key, tensors) for key, tensors in found.modules.items()}
+    modules = module_deltas(found.modules)
     size = sum(tensor.numel() * tensor.element_size() for tensor in content.tensors.values())
     loaded = LoadedNetwork(modules, found.embeddings, found.unknown, model_hash(path), size)
     if identity(path) != file:
         raise UserError(f"{path} is being written at the moment: make the image again when that has ended")
     return loaded
-
-
-def _delta(key: str, tensors: Mapping[str, Tensor]) -> ModuleDelta:
-    try:
-        return module_delta(tensors)
-    except UnsupportedNetworkError as error:
-        raise UnsupportedNetworkError(f"{key}: {error}") from error
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error

@@ -14,7 +14,7 @@ HAS_SCALAR = frozenset({"lora", "loha", "lokr", "glora"})
 HAS_DORA = frozenset({"lora", "loha", "lokr"})
 HAS_UP_FACTORS = frozenset({"lora", "dylora", "tlora"})
 HAS_MAX_NORM = frozenset({"lora", "dylora", "loha", "lokr", "diag-oft", "boft", "full", "glora"})
-HAS_RANK_DROPOUT = frozenset({"lora", "loha", "lokr", "full", "diag-oft"})
+HAS_RANK_DROPOUT = frozenset({"lora", "loha", "lokr", "full", "diag-oft", "boft"})
 """Which algorithms know a setting; the others do without it."""
 
 UNET_PRESETS = ("unet-only", "unet-transformer-only", "unet-convblock-only")

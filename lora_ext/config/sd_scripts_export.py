@@ -37,6 +37,7 @@ _CHANGE_CAPTIONS = (
     "shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
     "token_warmup_step", "enable_wildcard",
 )  # fmt: skip
+_BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _NOTHING = "sd-scripts has nothing like it"
 
 
@@ -137,6 +138,10 @@ def _network_lines(config: TrainConfig) -> list[str]:
     module = network_module(network)
     if module == LYCORIS and network.network_preset.strip() == "attn-mlp" and has_kernels(network):
         comments.append("# preset=full also adapts the first and the last convolution of SD1, which attn-mlp leaves")
+    if module == LYCORIS:
+        ignored = [name for name in (*_BY_BLOCK, "lora_fa") if getattr(network, name)]
+        ignored += ["block_lr"] if learning.block_lr.strip() else []
+        comments += [f"# {name}: LyCORIS has nothing like it, and trains without" for name in ignored]
     lines = [f'network_module = "{module}"']
     return [*lines, *([f"network_args = {_toml(arguments)}"] if arguments else []), *comments]
 

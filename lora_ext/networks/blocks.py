@@ -10,7 +10,7 @@ from lora_ext.config.arguments import parse_numbers
 from lora_ext.protocols import UserError
 
 SD_BLOCKS = 25
-"""SD1 and SD2: 12 in, 1 middle, 12 out; the first is the input convolution, which no network adapts."""
+"""SD1 and SD2: 12 in, 1 middle, 12 out; the first is the input convolution, which has no number of its own."""
 
 SDXL_BLOCKS = 23
 """1 embedding, 9 in, 3 middle, 9 out, 1 output convolution."""
@@ -28,7 +28,7 @@ def block_index(key: str, architecture: Architecture) -> int | None:
     """The block of a U-Net module by its key in files, from 0; None for what belongs to no block."""
     if architecture == "SDXL":
         part = _SDXL_PART.match(key)
-        if part is None or part[0] == "lora_unet_input_blocks_0_":  # the input convolution, which no network adapts
+        if part is None or part[0] == "lora_unet_input_blocks_0_":  # the input convolution
             return None
         return {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}[part[1]] + int(part[2])
     if "_mid_block_" in key:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_ext.config.algorithms import HAS_DORA, HAS_SCALAR, HAS_TUCKER
 from lora_ext.config.groups import NetworkSettings
+from lora_ext.networks.weight_delta.stored import MAX_RANK
 from lora_ext.protocols import UserError
 
 Algorithm = Literal["lora", "dylora", "loha", "lokr", "ia3", "full", "diag-oft", "boft", "glora", "tlora", "norm"]
@@ -54,8 +55,13 @@ PLAIN = AdapterForm()
 
 def form_of_settings(settings: NetworkSettings) -> AdapterForm:
     """What the settings want for modules that nothing else is said of."""
+    return only_its_own(whole_form(settings))
+
+
+def whole_form(settings: NetworkSettings) -> AdapterForm:
+    """The same with what other algorithms know, which a preset of one's own may give to some modules."""
     algorithm: Any = settings.network_algorithm
-    form = AdapterForm(
+    return AdapterForm(
         algorithm=algorithm,
         tucker=settings.use_tucker,
         scalar=settings.use_scalar,
@@ -69,7 +75,6 @@ def form_of_settings(settings: NetworkSettings) -> AdapterForm:
         rescaled=settings.rescaled,
         frozen_down=settings.lora_fa,
     )
-    return only_its_own(form)
 
 
 _OWN: dict[str, frozenset[str]] = {
@@ -120,9 +125,10 @@ def stored_form(key: str, tensors: Mapping[str, Tensor]) -> StoredForm:
         form = replace(form, scalar=True)
     if "dora_scale" in tensors:
         form = replace(form, dora="out" if tensors["dora_scale"].shape[0] > 1 else "in")
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else float(rank)
+    alpha = float(tensors["alpha"]) if "alpha" in tensors and not form.full_matrix else float(rank)
     if form.algorithm in ("diag-oft", "boft"):
-        form = replace(form, constraint=alpha if "alpha" in tensors else 0.0, rescaled="rescale" in tensors)
+        alpha = alpha if "alpha" in tensors else 0.0  # the constraint
+        form = replace(form, constraint=alpha, rescaled="rescale" in tensors)
     if form.algorithm == "ia3":
         form = replace(form, on_input=bool(tensors["on_input"]))
     return StoredForm(form, rank, alpha)
@@ -175,4 +181,5 @@ def _kronecker(tensors: Mapping[str, Tensor]) -> tuple[AdapterForm, int]:
         return form, int(tensors["lokr_w1_a"].shape[1])
     if "lokr_w2_a" in tensors:
         return form, int(tensors["lokr_w2_a"].shape[0 if form.tucker else 1])
-    return replace(form, full_matrix=True), max(1, round(float(tensors.get("alpha", 1.0))))  # files have alpha = rank
+    alpha = float(tensors.get("alpha", 1.0))  # files have the rank there, which does not matter: 10¹⁰ perhaps
+    return replace(form, full_matrix=True), round(min(max(1.0, alpha), MAX_RANK))

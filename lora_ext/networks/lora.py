@@ -93,10 +93,11 @@ class LoraAdapter(Adapter):
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
-        """Both factors by √ratio."""
-        root = ratio.sqrt()
-        self.lora_down.weight.mul_(root)
-        self.lora_up.weight.mul_(root)
+        """Both factors by √ratio; with a frozen down, up alone."""
+        if not self.target.form.frozen_down:
+            ratio = ratio.sqrt()
+            self.lora_down.weight.mul_(ratio)
+        self.lora_up.weight.mul_(ratio)
 
 
 @torch.no_grad()

@@ -27,11 +27,15 @@ Role = Literal[
 
 @dataclass(frozen=True)
 class Override:
-    """What is done otherwise with modules of a name, or of a role: algorithm, rank, alpha and fields of the form."""
+    """What is done otherwise with modules of a name, or of a role: algorithm, rank, alpha and fields of the form.
+
+    Roles are those of the U-Net, or with `in_text` those of the text encoders.
+    """
 
     pattern: str
     role: Role | None
     changes: Mapping[str, Any]
+    in_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ _OPTIONS = {
     "wd_on_out": "wd_on_output",
 }  # fmt: skip
 """What may be said of modules in a preset's maps, and what it is called here."""
+_NUMBERS: dict[str, tuple[type, int]] = {
+    "rank": (int, 1), "unit": (int, 1), "factor": (int, -1), "alpha": (float, 0), "constraint": (float, 0),
+}  # fmt: skip
+"""Which of it is a number, of what kind and from what on; all else is true or false."""
+_HIGHEST = 100_000
 
 
 def find_preset(name: str, with_convolutions: bool) -> Preset:
@@ -143,7 +152,7 @@ def preset_of(document: Mapping[str, Any]) -> Preset:
     text = _roles(_texts(document, "text_encoder_target_module")) if "text_encoder_target_module" in document else _TEXT
     overrides = [Override(_pattern(name, globs), None, changes) for name, changes in _map(document, "name_algo_map")]
     for name, changes in _map(document, "module_algo_map"):
-        overrides += [Override("", role, changes) for role in sorted(_roles([name]))]
+        overrides += [Override("", role, changes, name.startswith("CLIP")) for role in sorted(_roles([name]))]
     return Preset(
         unet, text, document.get("enable_conv", True) is True, names("unet_target_name"),
         names("text_encoder_target_name"), names("exclude_name"), tuple(overrides),
@@ -181,18 +190,25 @@ def _changes(place: str, options: Mapping[str, Any]) -> dict[str, Any]:
     changes |= {"algorithm": "lora"} if algorithm == "locon" else {}
     if algorithm not in (*ALGORITHMS, "locon"):
         raise UserError(f"{place}: algo = {algorithm!r}: allowed are {', '.join(ALGORITHMS)}")
-    rank = changes.get("rank", 1)
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 100_000:
-        raise UserError(f"{place}: dim = {rank!r}: allowed is a whole number from 1 on")
+    for name, value in options.items():
+        kind, lowest = _NUMBERS.get(_OPTIONS[name], (bool, 0))
+        if name != "algo" and not (_is_a(value, kind) and lowest <= value <= _HIGHEST):
+            number = f"a {'whole ' if kind is int else ''}number from {lowest} to {_HIGHEST}"
+            raise UserError(f"{place}: {name} = {value!r}: allowed is {'true or false' if kind is bool else number}")
     on_output = changes.pop("wd_on_output", True)
     if "dora" in changes:
         changes["dora"] = ("out" if on_output else "in") if changes["dora"] else ""
     return changes
 
 
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value of a document is of a kind; whole numbers are numbers, and no answers are."""
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
 def _pattern(name: str, globs: bool) -> str:
     """A regular expression for names with underscores, of a name or pattern with dots."""
-    return fnmatch.translate(name.replace(".", "_")) if globs else name.replace("\\.", "_").replace(".net.", "_net_")
+    return _whole(name.replace(".", "_")) if globs else name.replace("\\.", "_").replace(".net.", "_net_")
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -212,7 +228,12 @@ def filter_pattern(text: str) -> str:
     if line.startswith("re:"):
         return line[3:].strip()
     plain = line.replace(".", "_")
-    return fnmatch.translate(plain) if any(sign in plain for sign in "*?") else re.escape(plain)
+    return _whole(plain) if any(sign in plain for sign in "*?") else re.escape(plain)
+
+
+def _whole(pattern: str) -> str:
+    """The regular expression that finds a shell's pattern as a whole name; `translate` gives its end alone."""
+    return rf"\A{fnmatch.translate(pattern)}"
 
 
 def filter_lines(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from lora_ext.checkpoint.module_names import text_modules, unet_module_names
 from lora_ext.config.algorithms import HAS_ALPHA, HAS_RANK, KERNEL_PRESETS, is_own_preset
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.blocks import block_index, number_of_block, numbers_by_block
-from lora_ext.networks.forms import PLAIN, AdapterForm, effective_alpha, form_of_settings, only_its_own
+from lora_ext.networks.forms import PLAIN, AdapterForm, effective_alpha, only_its_own, whole_form
 from lora_ext.networks.presets import Preset, Role, filter_lines, filter_pattern, find_preset, matches
 from lora_ext.protocols import UserError
 
@@ -216,7 +216,7 @@ class _TargetMaker:
     ) -> None:
         self.architecture = kind = checkpoint.architecture
         self.settings, self.preset, self.rates = settings, preset, block_rates
-        self.form = form_of_settings(settings)
+        self.form = whole_form(settings)
         self.dims, self.alphas, self.conv_dims, self.conv_alphas = (
             numbers_by_block(name, getattr(settings, name), kind)
             for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -247,7 +247,7 @@ class _TargetMaker:
         """What the preset says of a module: of its role first, then of its name."""
         changes: dict[str, Any] = {}
         for override in self.preset.overrides:
-            if override.role is not None and override.role in candidate.roles:
+            if override.role in candidate.roles and override.in_text == (candidate.group == "text_encoder"):
                 changes |= override.changes
         for override in self.preset.overrides:
             if override.role is None and matches(override.pattern, candidate.name):

@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint
 from lora_ext.config.given_path import given_path
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.networks.adapters.base import Adapter
+from lora_ext.networks.adapters.lycoris import kernel_class
 from lora_ext.networks.blocks import block_index
 from lora_ext.networks.file import NetworkFile, read_network
+from lora_ext.networks.formats import canonical_modules
 from lora_ext.networks.forms import AdapterForm, StoredForm, form_of_settings, stored_form
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.networks.network import Network, squeezed
 from lora_ext.networks.targets import Target, candidates
+from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.protocols import UserError
 
 _TEXT = "lora_te"
@@ -36,21 +39,30 @@ def find_network(setting: str, name: str, folders: Sequence[Path]) -> Path:
     return found
 
 
-def first_network(settings: NetworkSettings, folders: Sequence[Path]) -> NetworkFile | None:
-    """The network that the training begins with, None where it begins anew; UserError where it cannot be trained on."""
+def first_network(settings: NetworkSettings, folders: Sequence[Path], architecture: Architecture) -> NetworkFile | None:
+    """The network that the training begins with, None where it begins anew; UserError where it cannot be trained on.
+
+    Its tensors have sd-scripts' names for this kind of checkpoint, whatever names the file has them under.
+    """
     name = settings.network_weights.strip()
     if not name:
         return None
     file = read_network(find_network("network_weights", name, folders))
-    if not file.modules:
-        raise UserError(f"network_weights = {name}: it is empty")
-    for key, tensors in file.modules.items():
+    found = canonical_modules(file.tensors, file.metadata, architecture)
+    if not found.modules:
+        raise UserError(f"network_weights = {name}: none of its {len(file.tensors)} tensors is one of a network")
+    for key, tensors in found.modules.items():
         stored_form(key, tensors)
-    return file
+    try:
+        module_deltas(found.modules)
+    except UserError as error:
+        raise UserError(f"network_weights = {name}: {error}") from error
+    named = {f"{key}.{suffix}": each for key, tensors in found.modules.items() for suffix, each in tensors.items()}
+    return replace(file, tensors={**named, **{each: file.tensors[each] for each in found.unknown}})
 
 
 def tensors_of(file: NetworkFile) -> dict[str, Tensor]:
-    """A file's tensors by sd-scripts' names, whatever names it has them under."""
+    """A file's tensors by sd-scripts' names, without those that nobody understands."""
     return {f"{key}.{suffix}": each for key, tensors in file.modules.items() for suffix, each in tensors.items()}
 
 
@@ -99,6 +111,7 @@ def _form_like(
 
 def _with_factor(form: AdapterForm, tensors: Mapping[str, Tensor], shape: Sequence[int]) -> AdapterForm:
     """The form with the factor that gives LoKr's small factor the size that it has."""
+    kernel_class(form)  # says so where the package is missing
     from lycoris.functional import factorization
 
     if "lokr_w1" in tensors:
@@ -165,7 +178,8 @@ def _take_over(adapter: Adapter, key: str, tensors: Mapping[str, Tensor]) -> lis
         return []
     before, alpha = float(own["alpha"]), stored_form(key, tensors).alpha
     adapter.load_tensors({**stored, "alpha": torch.tensor(alpha)})
-    return [f"{alpha:g} instead of {before:g}"] if alpha != before else []
+    after = float(adapter.tensors_for_file()["alpha"])
+    return [f"{after:g} instead of {before:g}"] if after != before else []
 
 
 def counted(keys: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from lora_ext.protocols import Cancelled, Control, Events, ImageGenerator, UserE
 from lora_ext.training.base_warnings import base_warnings
 from lora_ext.training.checks import PreparedRun, check_checkpoint, prepare_run
 from lora_ext.training.first_network import begin_with, first_network, tensors_of
-from lora_ext.training.first_weights import read_base_networks
+from lora_ext.training.first_weights import left_out, read_base_networks
 from lora_ext.training.learning import Learning
 from lora_ext.training.loop import TrainingLoop
 from lora_ext.training.noise import NoiseSource, generator_for
@@ -107,8 +107,10 @@ class Trainer:
         check_class_pictures(prepared.scan, self.generator)
         base = read_base_networks(config.network, self.network_folders)
         state = find_state(config, self.output_dir)
-        first = None if state else first_network(config.network, self.network_folders)
+        first = None if state else first_network(config.network, self.network_folders, checkpoint.architecture)
         self._announce(prepared)
+        for note in left_out(base, first):
+            self.events.message("warning", note)
         prepared = self._with_class_pictures(prepared)
         facts = facts_of(prepared.scan, checkpoint, base, config.loss.masked_loss)
         changes = check_same_run(state, prepared, facts) if state else []

@@ -42,7 +42,7 @@ def test_contradictions_are_named(values: dict[str, Any], message: str) -> None:
     ("values", "told"),
     [
         ({"network_algorithm": "loha", "network_dropout": 0.1}, "network_dropout has no effect with this network_alg"),
-        ({"network_algorithm": "boft", "rank_dropout": 0.1}, "rank_dropout has no effect with this network_algorithm"),
+        ({"network_algorithm": "glora", "rank_dropout": 0.1}, "rank_dropout has no effect with this network_algorithm"),
         ({"use_tucker": True}, "use_tucker has no effect, because no 3×3 convolutions are adapted"),
         ({"factor": 8}, "factor = 8 has no effect with this network_algorithm: it is for lokr"),
         ({"rescaled": True}, "rescaled has no effect with this network_algorithm: it is for boft, diag-oft"),

@@ -167,6 +167,14 @@ def test_what_sd_scripts_lacks_stands_as_a_comment() -> None:
     assert not {"optimizer_type", "lr_scheduler", "sample_prompts", "ema_decay"} & set(tomllib.loads(text))
 
 
+def test_what_lycoris_lacks_stands_as_a_comment() -> None:
+    ranks = ",".join(["8"] * 25)
+    text = config_to_sd_scripts(make_config({"network_preset": "full", "lora_fa": True, "block_dims": ranks}))
+    told = "LyCORIS has nothing like it, and trains without"
+    assert f"# block_dims: {told}\n# lora_fa: {told}\n" in text
+    assert told not in config_to_sd_scripts(make_config({"lora_fa": True, "block_dims": ranks, "block_lr": ranks}))
+
+
 def test_arguments_are_one_word_each() -> None:
     """sd-scripts takes each apart at its "=", and has a network's arguments as a list."""
     given = {"optimizer_args": "betas=0.9, 0.95 eps=1e-7", "lr_scheduler_args": "T_0=10 gamma = 0.5"}

@@ -238,7 +238,7 @@ def test_gradients_are_those_of_lycoris(form: AdapterForm, name: str, monkeypatc
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("algorithm", sorted({*VARIANTS, "norm"} - {"ia3"}))  # which is a factor on the output itself
+@pytest.mark.parametrize("algorithm", sorted({*VARIANTS, "norm"}))
 def test_a_half_precision_base_loses_nothing_of_a_small_change(
     algorithm: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +247,8 @@ def test_a_half_precision_base_loses_nothing_of_a_small_change(
         pytest.skip("this torch has no fp16 on processors")
     layer, x = layer_and_input("layer norm" if algorithm == "norm" else "linear")
     layer.to(dtype).float()  # numbers that both have
-    adapter = make(AdapterForm(algorithm, unit=2, factor=4), layer)  # type: ignore[arg-type]
+    # (IA)³ on the output is a factor on the output itself, which has the last word on what gets lost
+    adapter = make(AdapterForm(algorithm, unit=2, factor=4, on_input=algorithm == "ia3"), layer)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in adapter.eval().parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded(2)) * 3e-4)
@@ -274,6 +275,21 @@ def test_a_small_change_of_lengths_gets_through_in_half_precision(dora: Any) -> 
     adapter.attach()
     output = layer(torch.full((1, 4), 1024.0, dtype=torch.bfloat16))
     torch.testing.assert_close(output.float(), torch.full((1, 4), 10.24), rtol=0.005, atol=0.0)
+
+
+def test_dora_keeps_no_copy_of_a_half_precision_weight() -> None:
+    layer = nn.Linear(256, 256).to(torch.bfloat16).requires_grad_(False)
+    make(AdapterForm("lora", dora="out"), layer).attach()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.ones(1, 256, dtype=torch.bfloat16))
+    assert kept.pop(layer.weight.untyped_storage().data_ptr()) == 256 * 256 * 2
+    assert sum(kept.values()) < 64 * 1024
 
 
 def test_the_start_is_the_seeds_and_nobodys_random_state_is_touched() -> None:
@@ -308,6 +324,25 @@ def test_max_norm_shrinks_the_change_itself(algorithm: str) -> None:
     torch.testing.assert_close(smaller, delta * 0.25, rtol=1e-4, atol=1e-7)
 
 
+def test_max_norm_leaves_a_frozen_factor_alone() -> None:
+    layer, _ = layer_and_input("linear")
+    adapter: Any = trained(make(AdapterForm("lora", frozen_down=True), layer))
+    down, norm = adapter.lora_down.weight.detach().clone(), float(adapter.delta_norm())
+    adapter.shrink(torch.tensor(0.25))
+    assert torch.equal(adapter.lora_down.weight, down) and float(adapter.delta_norm()) == pytest.approx(norm / 4)
+
+
+@pytest.mark.parametrize("algorithm", sorted({*VARIANTS, "norm"}))
+def test_nothing_changes_at_first_in_half_precision_either(algorithm: str) -> None:
+    """T-LoRA's start is as large as the weight: what rounding takes from it must not look like training."""
+    layer, x = layer_and_input("layer norm" if algorithm == "norm" else "linear")
+    wanted = layer(x)
+    adapter = make(AdapterForm(algorithm, unit=2, factor=4), layer)  # type: ignore[arg-type]
+    adapter.cast(torch.bfloat16)
+    adapter.attach()
+    assert close(layer(x), wanted, 1e-6)
+
+
 @pytest.mark.parametrize(("form", "name"), CASES)
 def test_a_file_tells_what_it_is(form: AdapterForm, name: str) -> None:
     layer, _ = layer_and_input(name)
@@ -326,8 +361,8 @@ def test_rank_dropout_leaves_out_rows_and_module_dropout_the_adapter() -> None:
 
     layer, x = layer_and_input("linear")
     base = layer(x)
-    for algorithm in ("loha", "lokr", "full"):
-        target = Target("x", layer, 2, 3.0, "unet", None, AdapterForm(algorithm, factor=4))  # type: ignore[arg-type]
+    for algorithm, rank in (("loha", 2), ("lokr", 2), ("diag-oft", 4), ("boft", 10), ("full", 2)):
+        target = Target("x", layer, rank, 3.0, "unet", None, AdapterForm(algorithm, factor=4))  # type: ignore[arg-type]
         adapter = trained(make_adapter(target, seeded(0), Dropout(rank=0.5)))
         adapter.attach()
         whole = layer(x) - base
@@ -365,6 +400,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="loha needs the package lycoris_lora .*: install it"):
         make(AdapterForm("loha"), layer_and_input("linear")[0])
     make(AdapterForm("dylora"), layer_and_input("linear")[0])  # which is ours
+    monkeypatch.setitem(sys.modules, "lycoris.modules.lokr", object())  # the newest with an old torch
+    with pytest.raises(UserError, match=r"lokr needs the package lycoris_lora .*3.4.0 for torch before 2.4"):
+        make(AdapterForm("lokr"), layer_and_input("linear")[0])
 
 
 def test_rslora_is_an_alpha() -> None:

@@ -18,6 +18,7 @@ from lora_ext.checkpoint.text.openclip import SD2_TEXT, SDXL_TEXT_2, OpenClipTex
 from lora_ext.config.groups import NetworkSettings
 from lora_ext.config.groups.network import PRESETS
 from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNet, UNetConfig
+from lora_ext.networks.forms import AdapterForm
 from lora_ext.networks.presets import BUILTIN, filter_lines
 from lora_ext.networks.targets import Target, described, find_targets, select_targets
 from lora_ext.protocols import UserError
@@ -178,12 +179,27 @@ def test_a_preset_of_ones_own_maps_parts_and_names_to_algorithms(
     assert kinds[f"{block}transformer_blocks_0_ff_net_2"] == ("glora", 2, 8.0)
     assert kinds["lora_unet_down_blocks_0_resnets_0_conv1"] == ("lora", 6, 3.0)
     assert kinds["lora_unet_conv_in"] == ("lora", 16, 8.0)
-    assert kinds["lora_te_text_model_encoder_layers_0_self_attn_q_proj"] == ("lokr", 10000, 8.0)
+    assert kinds["lora_te_text_model_encoder_layers_0_self_attn_q_proj"] == ("lora", 16, 8.0)  # that is CLIPAttention
     assert not [key for key in targets if "mid_block" in key or "mlp" in key or "samplers" in key or "time_emb" in key
                 and "resnets" not in key]  # fmt: skip
 
 
+def test_other_algorithms_in_a_preset_take_their_own_settings(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[module_algo_map.CLIPAttention]\nalgo = "lokr"\n[name_algo_map.conv_in]\nalgo = "diag-oft"\n')
+    targets = by_key(checkpoints["sd1"], network_preset=str(path), factor=8, constraint=0.5, full_matrix=True)
+    text = targets["lora_te_text_model_encoder_layers_0_self_attn_q_proj"].form
+    assert text == AdapterForm("lokr", factor=8, full_matrix=True)
+    assert targets["lora_unet_conv_in"].form == AdapterForm("diag-oft", constraint=0.5)
+    assert targets["lora_te_text_model_encoder_layers_0_mlp_fc1"].form == AdapterForm()
+    assert targets["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"].form == AdapterForm()
+
+
 def test_patterns_of_shells_are_whole_names(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="all are left out by block or by name"):
+        keys(checkpoints["sdxl"], network_include="attn1*")
     path = tmp_path / "ia3.toml"
     path.write_text(
         'use_fnmatch = true\nunet_target_module = []\nunet_target_name = ["*to_k", "*to_v", "*ff.net.2"]\n'
@@ -200,7 +216,12 @@ def test_patterns_of_shells_are_whole_names(checkpoints: dict[str, Checkpoint], 
         ("unet_target_module = 3", "unet_target_module = 3: allowed is a list of texts"),
         ('[name_algo_map.x]\nalgo = "abba"', r"name_algo_map.x: algo = 'abba': allowed are lora, dylora"),
         ("[name_algo_map.x]\nranks = 3", "name_algo_map.x: ranks is unknown; allowed are algo, alpha"),
-        ("[name_algo_map.x]\ndim = 0", "name_algo_map.x: dim = 0: allowed is a whole number from 1 on"),
+        ("[name_algo_map.x]\ndim = 0", "name_algo_map.x: dim = 0: allowed is a whole number from 1 to 100000"),
+        ('[name_algo_map.x]\nalpha = "1"', "name_algo_map.x: alpha = '1': allowed is a number from 0 to 100000"),
+        ("[name_algo_map.x]\nalpha = nan", "name_algo_map.x: alpha = nan: allowed is a number from 0 to 100000"),
+        ("[name_algo_map.x]\nfactor = 1.5", "name_algo_map.x: factor = 1.5: allowed is a whole number from -1 to"),
+        ("[name_algo_map.x]\nblock_size = 0", "name_algo_map.x: block_size = 0: allowed is a whole number from 1"),
+        ('[name_algo_map.x]\nuse_tucker = "no"', "name_algo_map.x: use_tucker = 'no': allowed is true or false"),
         ("module_algo_map = 3", "module_algo_map: allowed is a table of tables"),
         ("[[", "cannot be read"),
     ],

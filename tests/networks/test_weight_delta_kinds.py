@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_ext.networks.forms import stored_form
 from lora_ext.networks.weight_delta import UnsupportedNetworkError, module_delta, weight_delta
 from lora_ext.protocols import UserError
 
@@ -313,6 +314,17 @@ def test_the_sparse_rest_of_an_extracted_lora() -> None:
     tensors["bias_indices"][1, 0] = 3
     with pytest.raises(UserError, match="do not lie in a weight"):
         weight_delta(tensors)
+
+
+def test_the_alpha_of_a_lokr_without_factors_means_nothing() -> None:
+    """LyCORIS' users give rank 10¹⁰ for whole weights, and it stores that as alpha: infinity in fp16."""
+    whole = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3), "alpha": torch.tensor(1e10).half()}
+    assert torch.equal(weight_delta(whole), torch.ones(6, 6))
+    found = stored_form("lora_unet_x", whole)
+    assert found.form.full_matrix and found.alpha == found.rank
+    factors = {"lokr_w1": whole["lokr_w1"], "lokr_w2_a": torch.ones(3, 1), "lokr_w2_b": torch.ones(1, 3)}
+    with pytest.raises(UserError, match="alpha has values that are not numbers"):
+        weight_delta({**factors, "alpha": whole["alpha"]})
 
 
 def test_dyn_takes_the_first_ranks_under_the_same_scale() -> None:

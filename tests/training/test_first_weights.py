@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from lora_ext.networks.network import Network
 from lora_ext.networks.targets import find_targets
 from lora_ext.networks.weight_delta import weight_delta
 from lora_ext.protocols import Control, Events, MessageLevel, StepReport, UserError
+from lora_ext.training.first_network import first_network
 from lora_ext.training.first_weights import merged, read_base_networks
 from lora_ext.training.trainer import Trainer
 
@@ -164,6 +166,48 @@ def test_a_base_network_for_another_checkpoint_is_refused(
     write_network(tmp_path / "other.safetensors", tensors, {}, "float")
     with pytest.raises(UserError, match=r"it has 1 module that tiny-sd1.* lacks .*another kind of checkpoint"):
         train_one_step(checkpoint, small_config(base_weights="other"), tmp_path, (tmp_path,))
+
+
+def test_what_cannot_be_merged_or_trained_on_is_named(
+    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path
+) -> None:
+    good = read_network(write_lora(tmp_path / "good.safetensors", checkpoint, 4, 1)).tensors
+    key = next(name for name in good if name.endswith("lora_up.weight"))
+    write_network(tmp_path / "nan.safetensors", {**good, key: torch.full_like(good[key], torch.nan)}, {}, "float")
+    write_network(tmp_path / "none.safetensors", {"double_blocks.0.img_mlp": torch.ones(1)}, {}, "float")
+    write_network(tmp_path / "more.safetensors", {**good, "double_blocks.0.img_mlp": torch.ones(1)}, {}, "float")
+    for setting, shown in (("base_weights", r"\.safetensors"), ("network_weights", "")):
+        with pytest.raises(
+            UserError, match=rf"{setting} = nan{shown}: lora_.*: lora_up.weight has values that are not"
+        ):
+            train_one_step(checkpoint, small_config(**{setting: "nan"}), tmp_path, (tmp_path,))
+        with pytest.raises(UserError, match=rf"{setting} = none{shown}: none of its 1 tensors is one of a network"):
+            train_one_step(checkpoint, small_config(**{setting: "none"}), tmp_path, (tmp_path,))
+        _, messages = train_one_step(checkpoint, small_config(**{setting: "more"}), tmp_path, (tmp_path,))
+        left_out = "1 of its tensors are of no known network and are left out (double_blocks.0.img_mlp)"
+        assert f"more.safetensors: {left_out}" in messages
+
+
+@pytest.mark.parametrize(("architecture", "prefix"), [("SD1", "lora_te_"), ("SDXL", "lora_te1_")])
+def test_names_that_leave_it_open_follow_the_checkpoint(architecture: Any, prefix: str, tmp_path: Path) -> None:
+    layer = "text_model.encoder.layers.0.mlp.fc1"
+    factors = {
+        f"text_encoder.{layer}.lora_A.weight": torch.ones(2, 4),
+        f"text_encoder.{layer}.lora_B.weight": torch.ones(4, 2),
+    }
+    write_network(tmp_path / "peft.safetensors", factors, {}, "float")
+    file = first_network(make_config({"network_weights": "peft"}).network, [tmp_path], architecture)
+    assert file is not None and list(file.modules) == [prefix + layer.replace(".", "_")]
+
+
+def test_ranks_of_a_lokr_file_need_the_package(
+    checkpoint: Checkpoint, small_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lora(tmp_path / "lokr.safetensors", checkpoint, 2, 1, network_algorithm="lokr")
+    monkeypatch.setitem(sys.modules, "lycoris.functional", None)
+    monkeypatch.setitem(sys.modules, "lycoris.modules.lokr", None)
+    with pytest.raises(UserError, match="network_algorithm = lokr needs the package lycoris_lora"):
+        train_one_step(checkpoint, small_config(network_weights="lokr", dim_from_weights=True), tmp_path, (tmp_path,))
 
 
 @pytest.mark.parametrize(

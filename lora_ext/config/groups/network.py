@@ -33,7 +33,7 @@ class NetworkSettings:
     )  # fmt: skip
     network_include: str = setting(
         "", "Only these modules",
-        "Names or parts of names, one a line; * and ? stand for anything, re: begins a regular expression.",
+        "Parts of names, one a line; whole names with * and ? for anything; re: begins a regular expression.",
         lines=2, sd_scripts="",
     )  # fmt: skip
     network_exclude: str = setting(
@@ -52,15 +52,16 @@ class NetworkSettings:
         minimum=1, maximum=1024,
     )  # fmt: skip
     conv_alpha: float | None = setting(
-        None, "Convolution alpha", "Alpha of the 3×3 convolutions; none takes 1.", minimum=0, maximum=8192
-    )
+        None, "Convolution alpha", "Alpha of the 3×3 convolutions; none takes 1, or Alpha with presets that have them.",
+        minimum=0, maximum=8192,
+    )  # fmt: skip
     network_dropout: float = setting(
         0.0, "Dropout", "Share of the adapters' inner values that are left out each step.", minimum=0, maximum=0.99
     )
     rank_dropout: float = setting(
         0.0,
         "Rank dropout",
-        "Share of the ranks that each picture goes without.",
+        "Share of the ranks that each picture goes without; beyond lora, of the outputs that a step leaves alone.",
         minimum=0,
         maximum=0.99,
     )

@@ -61,8 +61,26 @@ def _second_factor(kernel: Any) -> Tensor:
 
 
 def lengths(weight: Tensor, squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """‖W + up @ down‖ of each row (out,) in fp32, of W (out, in·kh·kw) with ‖W‖² = `squares` (out,)."""
+    """‖W + up @ down‖ of each row (out,) in fp32, of W (out, in·kh·kw) in any dtype with ‖W‖² = `squares` (out,).
+
+    W gets no gradient.
+    """
     with exact_matmul():
-        crossed = ((weight @ down.t()) * up).sum(1)
+        crossed = (_RowsTimes.apply(weight, down) * up).sum(1)
         own = ((up @ (down @ down.t())) * up).sum(1)
     return (squares + 2 * crossed + own).clamp(min=0).sqrt() + torch.finfo(torch.float32).eps
+
+
+class _RowsTimes(torch.autograd.Function):
+    """W downᵀ in fp32; a W in half precision is kept for the backward pass as it is, not as a copy twice as large."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, down: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.float() @ down.t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (weight,) = ctx.saved_tensors
+        with exact_matmul():
+            return None, gradients[0].t() @ weight.float()

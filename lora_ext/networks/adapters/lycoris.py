@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_ext.networks.adapters import factored
 from lora_ext.networks.adapters.dense import DenseAdapter, exact_numbers, is_fp32, operate
 from lora_ext.networks.adapters.dylora import pointwise
-from lora_ext.networks.dropout import NO_DROPOUT, Dropout
+from lora_ext.networks.dropout import NO_DROPOUT, Dropout, row_mask
 from lora_ext.networks.forms import AdapterForm
 from lora_ext.networks.targets import Target
 from lora_ext.protocols import UserError
@@ -69,14 +69,25 @@ class LycorisAdapter(DenseAdapter):
         return self.algorithm not in ("diag-oft", "boft") and not whole
 
     def deltas(self) -> tuple[Tensor, None]:
-        """ΔW as the module of `lycoris_lora` has it in its forward pass."""
+        """ΔW as the module of `lycoris_lora` has it in its forward pass.
+
+        Its rank dropout of diag-OFT is left out: it leaves out numbers of the rotations, and with them half the base.
+        """
         base = _weight(self.target).detach().float()
         if self.algorithm in ("diag-oft", "boft"):
-            return self.kernel.make_weight(1, base.device).float() - base, None
+            delta = self.kernel.make_weight(1, base.device).float() - base
+            return self._rows_left(delta), None
         delta = self._without_lengths().float()
         if self.target.form.dora:
             delta = self.kernel.apply_weight_decompose(base + delta, 1) - base
         return delta, None
+
+    def _rows_left(self, delta: Tensor) -> Tensor:
+        """ΔW without the outputs that rank dropout leaves out."""
+        if not (self.training and self.dropout.rank):
+            return delta
+        mask = row_mask(delta.shape[0], self.dropout).to(delta.device)
+        return delta * mask.view(-1, *[1] * (delta.ndim - 1))
 
     def low_rank_forward(self, x: Tensor) -> Tensor | None:
         """The output by the factors, where ΔW is a product of small ones and no rows of it are left out."""
@@ -120,10 +131,10 @@ class LycorisAdapter(DenseAdapter):
         kernel, module = self.kernel, self.target.module
         down, up = kernel.lora_down.weight, kernel.lora_up.weight
         with exact_numbers(x.device):
-            base = _weight(self.target).detach().float().flatten(1)
+            base = _weight(self.target).detach().flatten(1)
             factor = up.float().flatten(1) * (kernel.scale * kernel.scalar)
             if self._squares is None:
-                self._squares = base.square().sum(1)
+                self._squares = base.float().square().sum(1)
             norms = factored.lengths(base, self._squares, down.float().flatten(1), factor)
             ratio = kernel.dora_scale.float().flatten() / norms
         output = self.base_forward(x)
@@ -140,8 +151,8 @@ class LycorisAdapter(DenseAdapter):
         super().attach()
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Keep the parameters in this dtype; GLoRA's, which are multiplied with the module's own, stay in fp32."""
-        if self.algorithm != "glora":
+        """Keep the parameters in this dtype; GLoRA's and OFT's, which act on the module's own weight, stay in fp32."""
+        if self.algorithm not in ("glora", "diag-oft", "boft"):
             super().cast(dtype)
 
     def retarget(self, target: Target) -> None:
@@ -232,11 +243,12 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
     """The module of `lycoris_lora` for a target, drawn from the CPU `generator`; UserError where it cannot be had."""
     form = target.form
     stand_in = _stand_in(target.module, with_weight=bool(form.dora))
-    kind = _kind(form)
+    kind = kernel_class(form)
+    drops = 0.0 if form.algorithm in ("diag-oft", "boft") else dropout.rank
     with _drawing_from(generator), _quietly():
         try:
             kernel = kind(
-                target.key, stand_in, 1.0, target.rank, float(target.alpha), rank_dropout=dropout.rank,
+                target.key, stand_in, 1.0, target.rank, float(target.alpha), rank_dropout=drops,
                 rank_dropout_scale=dropout.scaled, **_arguments(form),
             )  # fmt: skip
         except ValueError as error:
@@ -249,11 +261,12 @@ def make_kernel(target: Target, generator: torch.Generator, dropout: Dropout = N
     return kernel
 
 
-def _kind(form: AdapterForm) -> Any:
+def kernel_class(form: AdapterForm) -> Any:
+    """The class of `lycoris_lora` that has a form's algorithm; UserError where the package is missing."""
     package, name = _MODULES[form.algorithm]
     try:
         return getattr(import_module(f"lycoris.modules.{package}"), name)
-    except ImportError as error:
+    except Exception as error:  # the newest raises AttributeError where torch is too old for it
         raise UserError(
             f"network_algorithm = {form.algorithm} needs the package lycoris_lora ({error}): install it (3.4.0 for "
             "torch before 2.4, the newest for others), or choose lora without DoRA, Tucker and scalar"

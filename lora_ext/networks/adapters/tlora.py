@@ -57,6 +57,14 @@ class TloraAdapter(Adapter):
         output, hidden = self.base_forward(x), operate(self.target.module, x, down, None)
         return output + pointwise(hidden, up * self.scale).to(output.dtype)
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Keep the factors in this dtype from now on; what rounding moves is taken out of the start too."""
+        before = {name: parameter.detach().float() for name, parameter in self.named_parameters()}
+        super().cast(dtype)
+        for name, parameter in self.named_parameters():
+            start = self.get_buffer(name.replace("_layer", "_start"))
+            start.add_(parameter.detach().float() - before[name])
+
     def tensors_for_file(self) -> dict[str, Tensor]:
         """A LoRA's tensors, of twice the rank and alpha."""
         down, up = self._factors()

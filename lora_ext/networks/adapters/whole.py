@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.networks.adapters.base import Adapter, parameter_like
-from lora_ext.networks.adapters.dense import DenseAdapter
+from lora_ext.networks.adapters.dense import DenseAdapter, is_fp32, operate
 from lora_ext.networks.dropout import NO_DROPOUT, Dropout, row_mask
 from lora_ext.networks.targets import Target
 
@@ -86,9 +86,11 @@ class InputOutputAdapter(Adapter):
             return self.base_forward(x)
         module: Any = self.target.module
         weight = self.weight.to(x.dtype)
-        if self.target.form.on_input:
+        if self.target.form.on_input and is_fp32(x):
             return self.base_forward(x + x * weight)
         output = self.base_forward(x)
+        if self.target.form.on_input:  # half precision would lose what is small beside x
+            return output + operate(module, x * weight, module.weight, None).to(output.dtype)
         unbiased = output
         if module.bias is not None:
             pixels = (1, 1) if weight.ndim == 4 else ()

@@ -5,10 +5,9 @@ them ΔW is proportional to the multiplier, except BOFT's, whose stages are inte
 """
 
 from lora_ext.networks.weight_delta.kinds import (
-    LORA_SUFFIXES,
     SUFFIXES,
-    low_rank_factors,
     module_delta,
+    module_deltas,
     weight_delta,
 )
 from lora_ext.networks.weight_delta.module import (
@@ -19,13 +18,12 @@ from lora_ext.networks.weight_delta.module import (
 )
 
 __all__ = [
-    "LORA_SUFFIXES",
     "SUFFIXES",
     "LowRankFactors",
     "ModuleDelta",
     "UnsupportedNetworkError",
     "exact_matmul",
-    "low_rank_factors",
     "module_delta",
+    "module_deltas",
     "weight_delta",
 ]

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lora_ext.networks.weight_delta import decomposed, low_rank, orthogonal, products, scaled, timestep, whole
-from lora_ext.networks.weight_delta.module import LowRankFactors, ModuleDelta, UnsupportedNetworkError
+from lora_ext.networks.weight_delta.module import ModuleDelta, UnsupportedNetworkError
 from lora_ext.networks.weight_delta.stored import Stored, check_values
 from lora_ext.protocols import UserError
 
-LORA_SUFFIXES = low_rank.SUFFIXES
 SUFFIXES = frozenset().union(
     low_rank.SUFFIXES,
     {low_rank.BIAS_SUFFIX},
@@ -83,7 +82,7 @@ def module_delta(tensors: Mapping[str, Tensor]) -> ModuleDelta:
         raise UnsupportedNetworkError(
             f"tensors {', '.join(unknown)} belong to a kind of network that cannot be applied"
         )
-    check_values(tensors)
+    check_values({suffix: tensors[suffix] for suffix in tensors if suffix not in products.unused(tensors)})
     stored = Stored(tensors)
     delta = kind.make(stored)
     if decomposed.SUFFIX not in stored:
@@ -93,15 +92,18 @@ def module_delta(tensors: Mapping[str, Tensor]) -> ModuleDelta:
     return decomposed.DoraDelta(stored, delta)
 
 
-def low_rank_factors(tensors: Mapping[str, Tensor]) -> LowRankFactors:
-    """The factors of one module's LoRA or LoCon tensors, by suffix; a missing alpha is the rank.
+def module_deltas(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, ModuleDelta]:
+    """`module_delta` of a whole network's tensors, by module key and suffix; errors name the module."""
+    return {key: _named(key, tensors) for key, tensors in modules.items()}
 
-    Raises UnsupportedNetworkError for other kinds of network, and what `module_delta` raises.
-    """
-    delta = module_delta(tensors)
-    if delta.low_rank is None:
-        raise UnsupportedNetworkError(f"{delta.algorithm} is not a product of two small matrices; LoRA and LoCon are")
-    return delta.low_rank
+
+def _named(key: str, tensors: Mapping[str, Tensor]) -> ModuleDelta:
+    try:
+        return module_delta(tensors)
+    except UnsupportedNetworkError as error:
+        raise UnsupportedNetworkError(f"{key}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def weight_delta(tensors: Mapping[str, Tensor], base: Tensor | None = None, multiplier: float = 1.0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from math import prod
 
 import torch
@@ -17,6 +17,11 @@ LOHA_SUFFIXES = frozenset(
 LOKR_SUFFIXES = frozenset(
     {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha"},
 )
+
+
+def unused(tensors: Container[str]) -> frozenset[str]:
+    """Tensors of a module that mean nothing: the alpha of a LoKr of two whole weights, 10¹⁰ often, infinity in fp16."""
+    return frozenset({"alpha"}) if "lokr_w1" in tensors and "lokr_w2" in tensors else frozenset()
 
 
 class LowRankWeight:
