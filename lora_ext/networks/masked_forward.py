@@ -30,20 +30,23 @@ class MaskedForwards:
         self._shares = shares
         self._masks = _Masks()
         self._forwards: list[_MaskedForward] = []
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     @torch.no_grad()
     def attach(self, original: Original) -> None:
         """Put the shares over the forwards. Raises ShareError where one cannot be made; then nothing is attached."""
-        self._hook = self._unet.register_forward_pre_hook(self._masks.note_size, with_kwargs=True)
+        self._hooks.append(self._unet.register_forward_pre_hook(self._masks.note_size, with_kwargs=True))
         modules = _modules_by_parameter(self._unet)
+        blocks = _transformer_blocks(self._unet)
         by_module: dict[nn.Module, list[_Part]] = {}
         try:
             for share in self._shares:
                 module = modules[share.view.parameter]
                 by_module.setdefault(module, []).append(_part(share, module, original))
             for module, parts in by_module.items():
-                self._forwards.append(_MaskedForward(module, parts, self._masks))
+                self._forwards.append(_MaskedForward(module, parts, self._masks, blocks.get(module)))
+            for block in {blocks[module]: None for module in by_module if module in blocks}:
+                self._hooks.append(block.register_forward_pre_hook(self._masks.note_places, with_kwargs=True))
         except BaseException:
             self.detach()
             raise
@@ -52,9 +55,8 @@ class MaskedForwards:
         """Give the modules the forwards that they had."""
         while self._forwards:
             self._forwards.pop().detach()
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        while self._hooks:
+            self._hooks.pop().remove()
 
 
 class _Masks:
@@ -62,6 +64,7 @@ class _Masks:
 
     def __init__(self) -> None:
         self._latents: tuple[int, int] = (0, 0)
+        self._places: dict[nn.Module | None, int] = {}  # of each transformer block in its latest call
         self._resized: dict[tuple[RegionMask, int, int, torch.device, torch.dtype], Tensor] = {}
 
     def note_size(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -69,13 +72,27 @@ class _Masks:
         latents = args[0] if args else kwargs["x"]
         self._latents = (latents.shape[-2], latents.shape[-1])
 
-    def fitting(self, mask: RegionMask, output: Tensor) -> Tensor:
-        """The mask for an output (batch, channels, h, w) or (batch, h·w, channels), with as many axes."""
+    def note_places(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a transformer block's forward: how many places its input (batch, h·w, channels) has."""
+        tokens = args[0] if args else kwargs["x"]
+        self._places[block] = tokens.shape[1]
+
+    def fitting(self, mask: RegionMask, output: Tensor, block: nn.Module | None = None) -> Tensor:
+        """The mask for an output (batch, channels, h, w) or (batch, h·w, channels), with as many axes.
+
+        In a transformer block an attention may see several pictures one behind the other, (batch, n·h·w, channels), as
+        ControlNet's reference_only does it: each has the mask.
+        """
         if output.ndim == 4:
             height, width = output.shape[2:]
             return self._in_size(mask, height, width, output)[None, None]  # (1, 1, h, w)
-        height, width = self._size_of_tokens(output.shape[1])
-        return self._in_size(mask, height, width, output).reshape(1, -1, 1)  # (1, h·w, 1)
+        tokens = output.shape[1]
+        places = self._places.get(block, tokens)
+        if tokens % places:
+            raise self._taken_together(tokens)
+        height, width = self._size_of_tokens(places)
+        one = self._in_size(mask, height, width, output).reshape(1, -1, 1)  # (1, h·w, 1)
+        return one.repeat(1, tokens // places, 1)
 
     def _in_size(self, mask: RegionMask, height: int, width: int, like: Tensor) -> Tensor:
         key = (mask, height, width, like.device, like.dtype)
@@ -89,11 +106,14 @@ class _Masks:
         while height * width > tokens:
             height, width = (height + 1) // 2, (width + 1) // 2
         if height * width != tokens:
-            raise UserError(
-                f"region masks do not go with what takes places of the picture together: {tokens} places at latents of "
-                f"{self._latents[1]}x{self._latents[0]}; switch token merging and HyperTile off"
-            )
+            raise self._taken_together(tokens)
         return height, width
+
+    def _taken_together(self, tokens: int) -> UserError:
+        return UserError(
+            f"region masks do not go with what takes places of the picture together: {tokens} places at latents of "
+            f"{self._latents[1]}x{self._latents[0]}; switch token merging and HyperTile off"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,11 +127,12 @@ class _Part:
 class _MaskedForward:
     """Parts over one module's forward, on this instance alone and over whatever forward is there.
 
+    `block` is the transformer block that the module is in.
     Its class' forward is looked up in each call, as the WebUI replaces those of several classes while it casts.
     """
 
-    def __init__(self, module: nn.Module, parts: Sequence[_Part], masks: _Masks) -> None:
-        self._module, self._parts, self._masks = module, parts, masks
+    def __init__(self, module: nn.Module, parts: Sequence[_Part], masks: _Masks, block: nn.Module | None) -> None:
+        self._module, self._parts, self._masks, self._block = module, parts, masks, block
         self._overridden: Callable[..., Tensor] | None = module.__dict__.get("forward")
         self._installed = self._with_parts
         module.__dict__["forward"] = self._installed
@@ -120,7 +141,7 @@ class _MaskedForward:
         below = self._overridden or type(self._module).forward.__get__(self._module)
         output: Tensor = below(x, *args, **kwargs)
         for part in self._parts:
-            output = output + part.change(x).to(output.dtype) * self._masks.fitting(part.mask, output)
+            output = output + part.change(x).to(output.dtype) * self._masks.fitting(part.mask, output, self._block)
         return output
 
     def detach(self) -> None:
@@ -136,6 +157,11 @@ class _MaskedForward:
 
 def _modules_by_parameter(root: nn.Module) -> dict[nn.Parameter, nn.Module]:
     return {parameter: module for module in root.modules() for parameter in module.parameters(recurse=False)}
+
+
+def _transformer_blocks(root: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The transformer block of each module that is in one."""
+    return {module: block for block in root.modules() if hasattr(block, "attn1") for module in block.modules()}
 
 
 def _part(share: Share, module: nn.Module, original: Original) -> _Part:

@@ -23,6 +23,7 @@ from lora_ext.networks.region_mask import RegionMask, is_spatial
 from lora_ext.protocols import UserError
 
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
+FIRST_BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
 QUERY, CONTEXT_KEY = f"{BLOCK}_attn1_to_q", f"{BLOCK}_attn2_to_k"
 POINTWISE = "lora_unet_down_blocks_0_attentions_0_proj_in"
 CONVOLUTION = "lora_unet_down_blocks_1_resnets_0_conv1"
@@ -281,7 +282,7 @@ def test_nothing_is_left_behind(setup: Setup) -> None:
         assert len(forwards(setup)) == 4
         leave()
         assert forwards(setup) == []
-        assert not setup.checkpoint.unet._forward_pre_hooks
+        assert not any(module._forward_pre_hooks for module in setup.checkpoint.unet.modules())
         assert torch.equal(setup.predict(), base)
 
 
@@ -367,6 +368,23 @@ def test_a_unet_whose_forward_was_replaced(setup: Setup) -> None:
     setup.active.deactivate()
     setup.activate(LoraTag("cat", region=WHOLE))
     torch.testing.assert_close(setup.predict(), in_weights, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("level", ["input_blocks.1.1", "middle_block.1"])
+def test_pictures_one_behind_the_other_in_an_attention(setup: Setup, level: str) -> None:
+    """As ControlNet's reference_only has it: each of them has the mask."""
+    setup.write_lora("cat", [f"{name}_attn1_to_k" for name in (BLOCK, FIRST_BLOCK)])
+    key = setup.checkpoint.unet.get_submodule(f"{level}.transformer_blocks.0.attn1.to_k")
+    seen: list[Tensor] = []
+    hook = key.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    setup.activate(LoraTag("cat", region=half("left")))
+    setup.predict()
+    hook.remove()
+    expected = key(seen[0])
+    assert not torch.equal(expected, type(key).forward(key, seen[0]))
+    for count in (2, 4):
+        several = key(torch.cat([seen[0]] * count, dim=1))
+        torch.testing.assert_close(several, torch.cat([expected] * count, dim=1))
 
 
 def test_places_taken_together_are_told(setup: Setup) -> None:
