@@ -171,7 +171,7 @@ def test_broken_files_are_told_and_left_out(setup: Setup) -> None:
     (setup.folder / "old.pt").write_bytes(b"PK\x03\x04 a pickle")
     cut, old = setup.activate("<lora:cut:1> <lora:cat:1> <lora:old:1>")
     assert "cut is left out" in cut and "cut.safetensors is cut off" in cut
-    assert "old is left out" in old and "old.pt is no network file" in old
+    assert "old is left out" in old and "old.pt holds no weights" in old
     assert setup.changed() == {LINEAR, TEXT}
 
 

@@ -20,7 +20,7 @@ from lora_ext.demo.run import WEIGHTS, demo_config, open_demo_host
 from lora_ext.networks.file import scan_network
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="session")
