@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.config.arguments import finite_number
 from lora_ext.networks.blocks import block_index
 from lora_ext.protocols import UserError
 
@@ -156,11 +156,8 @@ def _parse_list(text: str, what: str) -> BlockWeights:
 
 
 def _number(item: str, what: str) -> float:
-    try:
-        value = float(item)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = finite_number(item)
+    if value is None:
         hint = " (random and inherited weights are not known here)" if item[:1] in ("R", "U", "X") else ""
         raise UserError(f"{what}: {item!r} is no number{hint}; write numbers like 0.5 with commas between them")
     return value

@@ -9,7 +9,6 @@ import base64
 import binascii
 import io
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from PIL import Image
 
 from lora_ext.apply.regions import CHANNELS, channel_mask
 from lora_ext.apply.tags import LoraTag
+from lora_ext.config.arguments import finite_number
 from lora_ext.networks.region_mask import RegionMask
 from lora_ext.protocols import UserError
 
@@ -167,12 +167,9 @@ def _parse_slot(value: Any, number: int) -> Slot:
 def _number(value: Any, what: str) -> float:
     if not isinstance(value, int | float | str) or isinstance(value, bool):
         raise UserError(f"{what} = {value!r} is no number; write one like 0.8")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{what} = {str(value)[:80]!r} is no number; write one like 0.8") from error
-    if not math.isfinite(number):
-        raise UserError(f"{what} = {value!r} is no number; write one like 0.8")
+    number = finite_number(value)
+    if number is None:
+        raise UserError(f"{what} = {str(value)[:80]!r} is no number; write one like 0.8")
     return number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from lora_ext.apply.block_weights import BlockWeights, Presets, parse_block_weights
 from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.config.arguments import finite_number
 from lora_ext.networks.library import Epoch
 from lora_ext.networks.region_mask import RegionMask
 from lora_ext.protocols import UserError
@@ -122,11 +122,8 @@ def _parse_items(items: list[str], presets: Presets | None) -> LoraTag:
 
 
 def _number(key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = finite_number(text)
+    if value is None:
         hint = "; weights by block are written lbw=…" if "," in text else ""
         raise UserError(f"{key} = {text!r} is no number; write one like 0.8{hint}")
     return value

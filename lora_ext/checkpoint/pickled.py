@@ -13,13 +13,14 @@ from torch import Tensor
 from lora_ext.protocols import UserError
 
 
-def read_pickled_content(path: Path) -> Any:
+def read_pickled_content(path: Path, mapped: bool = False) -> Any:
     """What a file holds, on the CPU; UserError where it is damaged or holds more than weights, OSError where unread.
 
+    `mapped` leaves the values in the file for as long as nobody looks at them.
     `torch.load` is not called: the WebUI has put a check of its own into its place, which refuses honest files.
     """
     try:
-        return torch.serialization.load(path, map_location="cpu", weights_only=True)
+        return torch.serialization.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
     except pickle.UnpicklingError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -54,6 +55,15 @@ def parse_numbers(text: str) -> list[float] | None:
         return [float(word) for word in re.split(r"[,\s]+", text.strip()) if word]
     except ValueError:
         return None
+
+
+def finite_number(text: str | float) -> float | None:
+    """The number of a text, or the number itself; None for anything that is none, or is not finite."""
+    try:
+        value = float(text)
+    except (ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _value(text: str) -> Any:

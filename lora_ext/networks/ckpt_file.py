@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.pickled import read_pickled_content
 from lora_ext.networks.atomic_write import replace_file
 from lora_ext.networks.file import Precision, cast_tensors, is_network_key
+from lora_ext.protocols import UserError
 
 
 def write_ckpt(path: Path, tensors: Mapping[str, Tensor], precision: Precision) -> None:
@@ -26,7 +28,7 @@ def write_ckpt(path: Path, tensors: Mapping[str, Tensor], precision: Precision) 
 def is_network_ckpt(path: Path) -> bool:
     """Whether a file of this kind holds a network; one that cannot be read without running what it says does not."""
     try:
-        content = torch.serialization.load(path, map_location="cpu", weights_only=True, mmap=True)  # torch's own
-    except Exception:  # foreign bytes make the unpickler fail in every way there is
+        content = read_pickled_content(path, mapped=True)
+    except (OSError, UserError):
         return False
     return isinstance(content, dict) and any(is_network_key(str(key)) for key in content)

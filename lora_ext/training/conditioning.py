@@ -53,10 +53,10 @@ class TextConditioning:
         else:
             ids = encoder.tokenize(captions, longest)
             weights = torch.ones(())
-        device = next(encoder.module.parameters()).device
-        states, pooled = encoder.encode_pooled(on_device(ids[:, : self.chunks], device), self.settings.clip_skip)
+        states, pooled = encoder.encode_pooled(ids[:, : self.chunks], self.settings.clip_skip)
         if self.settings.weighted_captions:
-            states = states * weights[:, : self.chunks].flatten(1)[..., None].to(states)  # (batch, 77·chunks, 1)
+            by_token = weights[:, : self.chunks].flatten(1)[..., None]  # (batch, 77·chunks, 1)
+            states = states * on_device(by_token, states.device, states.dtype)
         return joined_chunks(states) if self._joins else states, pooled
 
     def _chunks_of(self, caption: str) -> int:

@@ -227,17 +227,6 @@ def test_without_a_page(webui: WebUI, another_webui: Any) -> None:
         assert np.array_equal(cells[1], expected)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
-
-
 @pytest.fixture(params=["light", "dark"])
 def page(request: pytest.FixtureRequest, browser: Browser, webui: WebUI) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.text.encoder import ChunkedTextEncoder, check_clip_skip
+from lora_ext.checkpoint.transfer import on_device
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -35,7 +36,7 @@ class HFClipTextEncoder(ChunkedTextEncoder):
         text_model = self.module.text_model
         check_clip_skip(clip_skip, len(text_model.encoder.layers))
         batch, chunks, length = ids.shape
-        flat = ids.reshape(batch * chunks, length).to(self.device)
+        flat = on_device(ids.reshape(batch * chunks, length), self.device)
         if clip_skip == 1 and not self.penultimate:
             states: Tensor = self.module(input_ids=flat).last_hidden_state
         else:

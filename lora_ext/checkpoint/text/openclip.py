@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_ext.checkpoint.text.encoder import ChunkedTextEncoder, check_clip_skip
 from lora_ext.checkpoint.text.fused_attention import FusedProjection, explicit_forward, fused_projections
+from lora_ext.checkpoint.transfer import on_device
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -128,7 +129,7 @@ class OpenClipTextEncoder(ChunkedTextEncoder):
         """
         check_clip_skip(clip_skip, self.layers)
         batch, chunks, length = ids.shape
-        flat = ids.reshape(batch * chunks, length).to(self.device)
+        flat = on_device(ids.reshape(batch * chunks, length), self.device)
         hidden = self._hidden(flat)
         if not self.pools:
             states = self.module.ln_final(hidden[-clip_skip])

@@ -16,37 +16,14 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.pickled import read_pickled_content, tensors_by_name
+from lora_ext.networks.safetensors_file import DTYPES, StoredTensor
 from lora_ext.protocols import UserError
 
 MAX_HEADER_BYTES = 100_000_000
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 Placement = Callable[[str, Tensor], Tensor]
 """(name, tensor as stored) → the tensor as it is wanted: dtype and device."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in a safetensors file: bytes [begin, end) after the header."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)

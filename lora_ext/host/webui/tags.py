@@ -124,8 +124,7 @@ class WorkshopNetworks(extra_networks.ExtraNetwork):
 
     def _activate(self, p: Any, params_list: list[Any]) -> None:
         key = tuple(tuple(params.items) for params in params_list)  # as the WebUI sees them, before the default
-        tags = [*_tags_of(p, params_list), *slots.tags_of(p, params_list)]
-        files = _files(tags)
+        tags, files = _with_files(p, [*_tags_of(p, params_list), *slots.tags_of(p, params_list)])
         self._leave_other_instance()
         theirs = settings.left_to_builtin()
         reason = self._why_not() if tags and not theirs else None
@@ -242,7 +241,7 @@ def _tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
     presets = settings.block_presets() if params_list else {}
     for params in params_list:
         parsed = parse_tags(f"<{_KIND}:{':'.join(str(item) for item in params.items)}>", presets)
-        written += [tag for tag in parsed.tags if _has_its_epoch(p, tag)]
+        written += parsed.tags
         for problem in parsed.problems:
             _comment(p, problem)
     default = getattr(shared.opts, "sd_lora", None)
@@ -258,22 +257,20 @@ def _tags_of(p: Any, params_list: list[Any]) -> list[LoraTag]:
     return [*written, tag]
 
 
-def _files(tags: Sequence[LoraTag]) -> list[Identity | None]:
-    if not tags:
-        return []
-    library = get_host().library
-    paths = (library.find(tag.name, tag.epoch) for tag in tags)
-    return [identity(path) if path is not None else None for path in paths]
+def _with_files(p: Any, tags: Sequence[LoraTag]) -> tuple[list[LoraTag], list[Identity | None]]:
+    """The tags and the file of each, None where there is none of its name.
 
-
-def _has_its_epoch(p: Any, tag: LoraTag) -> bool:
-    """Whether there may be a file for the tag; where its run has none of that epoch, which ones it has is told."""
-    try:
-        get_host().library.find(tag.name, tag.epoch)
-    except UserError as error:
-        _comment(p, f"{tag.text()} is left out: {error}")
-        return False
-    return True
+    One whose run has no file of its epoch is left out; which ones there are is told.
+    """
+    found: list[tuple[LoraTag, Identity | None]] = []
+    for tag in tags:
+        try:
+            path = get_host().library.find(tag.name, tag.epoch)
+        except UserError as error:
+            _comment(p, f"{tag.text()} is left out: {error}")
+            continue
+        found.append((tag, identity(path) if path is not None else None))
+    return [tag for tag, _ in found], [file for _, file in found]
 
 
 def _tell_what_is_ours_alone(p: Any, tags: Sequence[LoraTag]) -> None:

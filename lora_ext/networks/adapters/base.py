@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from lora_ext.networks.targets import Target
 Forward = Callable[[Tensor], Tensor]
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """Changes the output of one module, whose own weights stay as they are.
 
     The adapted module is no child of the adapter: `parameters()` holds what is trained, in fp32 on the module's device
@@ -87,9 +88,9 @@ class Adapter(nn.Module):
             module.__dict__["forward"] = self._overridden
         self._module_forward = self._overridden = self._installed = None
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The module's output for x (batch, …, in) or (batch, in, h, w), as the adapter changes it."""
-        raise NotImplementedError
 
     def cast(self, dtype: torch.dtype) -> None:
         """Keep the parameters in this dtype from now on; alpha, and what needs more precision, stays exact."""

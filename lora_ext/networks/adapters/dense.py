@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,9 +21,9 @@ class DenseAdapter(Adapter):
     very weights that an image is made with afterwards.
     """
 
+    @abstractmethod
     def deltas(self) -> tuple[Tensor, Tensor | None]:
         """ΔW and Δb in fp32 with their graph; None for a bias that stays as it is."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's output for x, and that of ΔW."""
