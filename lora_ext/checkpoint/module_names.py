@@ -58,16 +58,27 @@ def text_module_names(encoder: TextEncoder) -> dict[str, str]:
     `transformer.resblocks.0.mlp.c_fc`. There q, k and v are rows of one weight: `transformer.resblocks.0.attn.q_proj`
     is none of the module's own, but one of the encoder's `projections`.
     """
-    names = {}
     if isinstance(encoder, OpenClipTextEncoder):
-        for number, part in product(range(encoder.layers), _OPENCLIP_PARTS):
-            key = _key(encoder.key_prefix, f"text_model.encoder.layers.{number}.{_OPENCLIP_PARTS[part]}")
-            names[key] = f"transformer.resblocks.{number}.{part}"
-        return names
-    for path in _weighted_paths(encoder.module):
+        return openclip_names(encoder.key_prefix, encoder.layers)
+    return clip_names(encoder.key_prefix, encoder.module)
+
+
+def openclip_names(key_prefix: str, layers: int) -> dict[str, str]:
+    """`text_module_names` of an OpenCLIP tower of that many layers."""
+    names = {}
+    for number, part in product(range(layers), _OPENCLIP_PARTS):
+        key = _key(key_prefix, f"text_model.encoder.layers.{number}.{_OPENCLIP_PARTS[part]}")
+        names[key] = f"transformer.resblocks.{number}.{part}"
+    return names
+
+
+def clip_names(key_prefix: str, module: nn.Module) -> dict[str, str]:
+    """`text_module_names` of transformers' CLIP."""
+    names = {}
+    for path in _weighted_paths(module):
         _, layers, rest = path.partition("encoder.layers.")
         if layers and (".self_attn." in rest or ".mlp." in rest):
-            names[_key(encoder.key_prefix, f"text_model.{layers}{rest}")] = path
+            names[_key(key_prefix, f"text_model.{layers}{rest}")] = path
     return names
 
 

@@ -46,12 +46,13 @@ def weight_view(root: nn.Module, path: str) -> WeightView:
     """
     parent, _, name = path.rpartition(".")
     attention = root.get_submodule(parent)
-    if not isinstance(attention, nn.MultiheadAttention) or name not in _FUSED:
+    fused = attention._parameters.get("in_proj_weight")
+    if fused is None or name not in _FUSED:
         module = root.get_submodule(path)
         return _view(module.get_parameter("weight"), module._parameters.get("bias"), ())
-    width, place = attention.embed_dim, _FUSED.index(name)
+    width, place = fused.shape[0] // len(_FUSED), _FUSED.index(name)
     rows = slice(place * width, (place + 1) * width)
-    return _view(attention.get_parameter("in_proj_weight"), attention._parameters.get("in_proj_bias"), (rows,))
+    return _view(fused, attention._parameters.get("in_proj_bias"), (rows,))
 
 
 def _view(weight: nn.Parameter, bias: nn.Parameter | None, index: tuple[slice, ...]) -> WeightView:

@@ -23,7 +23,8 @@ class Setting:
 
     `lines` is how many lines of text its field shows; from two on the text may have as many as it likes.
     `suggestions` are offered for a text that may be another one. `sd_scripts` is the setting's name there, empty where
-    sd-scripts has none like it.
+    sd-scripts has none like it. `kind` is what a text names, where it is a file: "network", "networks" (one a line),
+    "checkpoint" or "output".
     """
 
     name: str
@@ -41,6 +42,7 @@ class Setting:
     unit: str = ""
     lines: int = 1
     sd_scripts: str = ""
+    kind: str = ""
 
     def allowed(self) -> str:
         """What may stand here, in words for an error message or a help text."""
@@ -74,6 +76,7 @@ def setting(
     unit: str = "",
     lines: int = 1,
     sd_scripts: str | None = None,
+    kind: str = "",
 ) -> Any:
     """A dataclass field that carries what is known of the setting; its name in sd-scripts is its own if None."""
     known = {
@@ -87,6 +90,7 @@ def setting(
         "unit": unit,
         "lines": lines,
         "sd_scripts": sd_scripts,
+        "kind": kind,
     }
     return dataclasses.field(default=default, metadata={_METADATA_KEY: known})
 

@@ -7,11 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+from lora_ext.checkpoint.layouts import LAYOUTS
+from lora_ext.checkpoint.tensor_files import open_tensor_file
 from lora_ext.checkpoint.text.bpe import write_tokenizer_folder
 from lora_ext.demo.assets import demo_checkpoint_path
-from lora_ext.host.standalone.architecture import LAYOUTS, clip_config, unet_config, vae_config
+from lora_ext.host.standalone.architecture import clip_config, unet_config, vae_config
 from lora_ext.host.standalone.checkpoint_yaml import checkpoint_yaml, read_checkpoint_yaml
-from lora_ext.host.standalone.tensor_files import open_tensor_file
 from lora_ext.protocols import UserError
 
 NAME = "lora-workshop-demo"

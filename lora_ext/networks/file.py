@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, read_tensors
 from lora_ext.networks.atomic_write import replace_file
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY, adapter_config_of
 from lora_ext.networks.formats.names import parse_tensor_name
 from lora_ext.networks.pickled_file import SUFFIXES as PICKLED
 from lora_ext.networks.pickled_file import read_pickled
-from lora_ext.networks.safetensors_file import DTYPES, StoredTensor, read_header, read_tensors
 from lora_ext.protocols import UserError
 
 Precision = Literal["float", "fp16", "bf16"]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from lora_ext.checkpoint.safetensors_file import read_metadata
 from lora_ext.networks.pickled_file import is_text_companion
-from lora_ext.networks.safetensors_file import read_metadata
 from lora_ext.protocols import UserError
 
 Identity = tuple[Path, int, int]

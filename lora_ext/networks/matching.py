@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from lora_ext.checkpoint.checkpoint import Checkpoint
+from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.weight_views import WeightView
 from lora_ext.networks.weight_delta import ModuleDelta
@@ -23,7 +24,21 @@ class Match:
     unmatched: Sequence[str]
 
 
-def match(modules: Mapping[str, ModuleDelta], weights: Mapping[str, WeightView], checkpoint: Checkpoint) -> Match:
+class Named(Protocol):
+    """A checkpoint, loaded or in its file, as far as messages tell of it."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its kind."""
+        ...
+
+
+def match(modules: Mapping[str, ModuleDelta], weights: Mapping[str, WeightView], checkpoint: Named) -> Match:
     """Find each module's weight and bias; UserError where a weight has another shape."""
     views: dict[tuple[str, str], WeightView] = {}
     unmatched: list[str] = []

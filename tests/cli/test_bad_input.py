@@ -112,12 +112,12 @@ def test_checkpoint_that_is_missing(train: Callable, tmp_path: Path) -> None:
 
 def test_checkpoint_that_is_no_checkpoint(train: Callable, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("once upon a time there was a checkpoint", encoding="utf-8")
-    refused(train("--checkpoint", tmp_path / "text.safetensors"), "text.safetensors", "not a safetensors file")
+    refused(train("--checkpoint", tmp_path / "text.safetensors"), "text.safetensors", "no safetensors file")
 
 
 def test_truncated_checkpoint(train: Callable, tmp_path: Path, tiny_checkpoint_path: Path) -> None:
     (tmp_path / "half.safetensors").write_bytes(tiny_checkpoint_path.read_bytes()[:1_000_000])
-    refused(train("--checkpoint", tmp_path / "half.safetensors"), "half.safetensors", "truncated")
+    refused(train("--checkpoint", tmp_path / "half.safetensors"), "half.safetensors", "cut off")
 
 
 def test_network_given_as_checkpoint(train: Callable, command: Callable, tmp_path: Path) -> None:

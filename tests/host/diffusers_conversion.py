@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from lora_ext.host.standalone.architecture import UNET_PREFIX, VAE_PREFIX
+from lora_ext.checkpoint.layouts import UNET_PREFIX, VAE_PREFIX
 from lora_ext.host.standalone.unet import UNetConfig
 from lora_ext.host.standalone.vae import VAEConfig
 

@@ -229,11 +229,11 @@ def test_truncated_and_foreign_files(tmp_path: Path, tiny_checkpoint_path: Path)
     whole = tiny_checkpoint_path.read_bytes()
     path = tmp_path / "model.safetensors"
     for content, words in (
-        (whole[: len(whole) // 2], "is truncated"),
-        (whole[:100], "ends inside its header"),
-        (b"", "is not a safetensors file"),
-        (b"hello, this is a text file and no checkpoint", "is not a safetensors file"),
-        ((20).to_bytes(8, "little") + b"x" * 50, "is not a safetensors file"),
+        (whole[: len(whole) // 2], "is cut off"),
+        (whole[:100], "no safetensors file, or is damaged"),
+        (b"", "is empty"),
+        (b"hello, this is a text file and no checkpoint", "is no safetensors file"),
+        ((20).to_bytes(8, "little") + b"x" * 50, "is no safetensors file"),
     ):
         path.write_bytes(content)
         assert words in refusal(path)

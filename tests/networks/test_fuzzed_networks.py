@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.safetensors_file import read_metadata
 from lora_ext.networks.description import describe_network
 from lora_ext.networks.file import model_hash, read_network, scan_network
 from lora_ext.networks.library import NetworkLibrary
-from lora_ext.networks.safetensors_file import read_metadata
 from lora_ext.networks.weight_delta import SUFFIXES, module_delta
 from lora_ext.protocols import UserError
 

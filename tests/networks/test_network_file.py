@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lora_ext.checkpoint.safetensors_file import read_metadata
 from lora_ext.networks.file import (
     Precision,
     model_hash,
@@ -22,7 +23,6 @@ from lora_ext.networks.file import (
     scan_network,
     write_network,
 )
-from lora_ext.networks.safetensors_file import read_metadata
 from lora_ext.networks.weight_delta import weight_delta
 from lora_ext.protocols import UserError
 

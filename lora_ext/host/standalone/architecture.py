@@ -3,54 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.checkpoint.layouts import Shapes
 from lora_ext.checkpoint.text.openclip import OpenClipConfig
 from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml
 from lora_ext.host.standalone.unet import UNetConfig
 from lora_ext.host.standalone.vae import VAEConfig
 from lora_ext.protocols import UserError
 
-Shapes = Mapping[str, Sequence[int]]
-"""Tensor name → shape; names without the part's prefix where a function takes one part's tensors."""
-
 OPENCLIP_HEAD_CHANNELS = 64
 SD1_HEADS = 8
-
-
-UNET_PREFIX = "model.diffusion_model."
-VAE_PREFIX = "first_stage_model."
-CLIP_PREFIX = "cond_stage_model.transformer."
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the names of each part's tensors begin in a checkpoint of one kind, and what its YAML may leave unsaid.
-
-    `clip` is transformers' CLIP-L, `openclip` OpenCLIP's text tower; SDXL has both.
-    """
-
-    clip: str | None = None
-    openclip: str | None = None
-    unet: str = UNET_PREFIX
-    vae: str = VAE_PREFIX
-    latent_scale: float = 0.18215
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """Part → prefix, in the order of the checkpoint's text encoders."""
-        found = {"unet": self.unet, "vae": self.vae, "clip": self.clip, "openclip": self.openclip}
-        return {part: prefix for part, prefix in found.items() if prefix is not None}
-
-
-LAYOUTS: dict[Architecture, Layout] = {
-    "SD1": Layout(clip=CLIP_PREFIX),
-    "SD2": Layout(openclip="cond_stage_model.model."),
-    "SDXL": Layout("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.", latent_scale=0.13025),
-}
-PART_WORDS = {"unet": "U-Net", "vae": "VAE", "clip": "text encoder", "openclip": "OpenCLIP text encoder"}
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

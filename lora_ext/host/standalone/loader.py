@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Architecture, Checkpoint, PredictionType, TextEncoder
+from lora_ext.checkpoint.file_kinds import architecture_of, refuse_other_kinds
 from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
+from lora_ext.checkpoint.layouts import LAYOUTS, PART_WORDS, Layout, Shapes, current_name
 from lora_ext.checkpoint.schedule import NoiseSchedule
+from lora_ext.checkpoint.tensor_files import TensorFile, open_tensor_file
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
 from lora_ext.checkpoint.text.openclip import SD2_TEXT, OpenClipText, OpenClipTextEncoder
 from lora_ext.host.standalone.architecture import (
-    LAYOUTS,
-    PART_WORDS,
-    Layout,
-    Shapes,
     clip_config,
     openclip_config,
     unet_config,
@@ -28,8 +27,6 @@ from lora_ext.host.standalone.architecture import (
 )
 from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml, read_checkpoint_yaml
 from lora_ext.host.standalone.file_hashes import cached_sha256
-from lora_ext.host.standalone.file_kinds import architecture_of, refuse_other_kinds
-from lora_ext.host.standalone.tensor_files import TensorFile, open_tensor_file
 from lora_ext.host.standalone.unet import UNet
 from lora_ext.host.standalone.vae import VAE
 from lora_ext.protocols import UserError
@@ -97,15 +94,6 @@ def _is_optional(name: str) -> bool:
     return ending or name in OPTIONAL or name.startswith("model_ema.") or SCHEDULE_BUFFERS.fullmatch(name) is not None
 
 
-def _current_name(stored: str, prefix: str | None) -> str:
-    """The name of a tensor in today's files: older ones lack `text_model.` behind the `prefix` of CLIP-L."""
-    if prefix is not None and stored.startswith(prefix) and not stored.startswith(prefix + "text_model."):
-        rest = stored.removeprefix(prefix)
-        if rest.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
-            return f"{prefix}text_model.{rest}"
-    return stored
-
-
 def _some(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     ordered = list(names)
@@ -131,7 +119,7 @@ def _sort_names(file: TensorFile, layout: Layout) -> _Plan:
     sources: dict[str, dict[str, str]] = {part: {} for part in prefixes}
     unexpected, optional, renamed = [], [], 0
     for stored in file.shapes:
-        name = _current_name(stored, layout.clip)
+        name = current_name(stored, layout)
         renamed += name != stored
         part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
         if _is_optional(name):

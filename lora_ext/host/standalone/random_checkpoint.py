@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lora_ext.checkpoint.checkpoint import Architecture, PredictionType
 from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
+from lora_ext.checkpoint.layouts import LAYOUTS
 from lora_ext.checkpoint.text.openclip import SD2_TEXT, SDXL_TEXT_2, OpenClipConfig, OpenClipText
-from lora_ext.host.standalone.architecture import LAYOUTS
 from lora_ext.host.standalone.checkpoint_yaml import checkpoint_yaml
 from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNet, UNetConfig
 from lora_ext.host.standalone.vae import SD_VAE, VAE, VAEConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
-from lora_ext.host.standalone.architecture import UNET_PREFIX, VAE_PREFIX, Shapes
+from lora_ext.checkpoint.layouts import UNET_PREFIX, VAE_PREFIX, Shapes
 from lora_ext.protocols import UserError
 
 Test = Callable[[Shapes], bool]

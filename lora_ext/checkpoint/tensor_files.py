@@ -5,21 +5,17 @@ A mapped file would count twice in memory while it is converted, and stays locke
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.pickled import read_pickled_content, tensors_by_name
-from lora_ext.networks.safetensors_file import DTYPES, StoredTensor
+from lora_ext.checkpoint.safetensors_file import StoredTensor, read_header
 from lora_ext.protocols import UserError
 
-MAX_HEADER_BYTES = 100_000_000
 PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 Placement = Callable[[str, Tensor], Tensor]
@@ -28,45 +24,17 @@ Placement = Callable[[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The names and shapes in a file, and a way to its values, one tensor in memory at a time."""
+    """The names, shapes and types in a file, its metadata, and a way to its values.
+
+    `read(names)` gives them in the order in which they lie there; of a safetensors file one tensor is in memory at a
+    time, of a pickled one all of them.
+    """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     read: Callable[[set[str]], Iterator[tuple[str, Tensor]]]
-
-
-def _stored(path: Path, name: str, entry: dict[str, Any]) -> StoredTensor:
-    if entry["dtype"] not in DTYPES:
-        raise UserError(f"{path}: tensor {name} has the unknown type {entry['dtype']}.")
-    begin, end = entry["data_offsets"]
-    stored = StoredTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]), begin, end)
-    if end - begin != math.prod(stored.shape) * stored.dtype.itemsize:
-        raise UserError(f"{path}: tensor {name} of shape {stored.shape} cannot take {end - begin} bytes: damaged file.")
-    return stored
-
-
-def _safetensors_header(path: Path) -> tuple[dict[str, StoredTensor], int]:
-    """The tensors of a safetensors file, and where its data begin."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-            raise UserError(f"{path}: is not a safetensors file ({size} bytes, no header). Choose another file.")
-        raw = file.read(length)
-    if len(raw) < length:
-        raise UserError(f"{path}: is truncated: it ends inside its header. Copy or download it again.")
-    try:
-        header = json.loads(raw)
-        tensors = {name: _stored(path, name, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: is not a safetensors file (its header cannot be read: {error}).") from error
-    data_bytes = max((stored.end for stored in tensors.values()), default=0)
-    if size < 8 + length + data_bytes:
-        raise UserError(
-            f"{path}: is truncated: {size:,} of {8 + length + data_bytes:,} bytes are there. Copy or download it again."
-        )
-    return tensors, 8 + length
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def _read_safetensors(
@@ -88,12 +56,14 @@ def _read_safetensors(
 
 
 def _open_safetensors(path: Path) -> TensorFile:
-    stored, data_start = _safetensors_header(path)
+    header = read_header(path)
+    stored = header.tensors
     return TensorFile(
         path,
         {name: entry.shape for name, entry in stored.items()},
         {name: entry.dtype for name, entry in stored.items()},
-        lambda names: _read_safetensors(path, stored, data_start, names),
+        lambda names: _read_safetensors(path, stored, header.data_start, names),
+        header.metadata,
     )
 
 

@@ -1,0 +1,1 @@
+"""Operations on files: into a checkpoint, networks together, resize, extract, check."""

@@ -1,0 +1,178 @@
+"""What all file tools share: what they are given, what they tell, and how an output is allowed and written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lora_ext.networks.file import Precision, write_network
+from lora_ext.protocols import Control, Progress, UserError
+
+Verdict = Literal["", "healthy", "damaged", "doubtful"]
+
+PRECISIONS: dict[str, Precision] = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
+"""Names of `--precision`, and those of the writer of network files."""
+
+AS_STORED = "as stored"
+"""The precision of what is written is that of (the first of) what was read."""
+
+
+def _by_path(text: str) -> Path | None:
+    path = Path(text)
+    return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a tool is given beside its settings; raises `Cancelled` out of `step` when it was told to stop.
+
+    `find_network` and `find_checkpoint` tell the file that a name or a path stands for, None where there is none.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: Control = field(default_factory=Control)
+    progress: Progress | None = None
+    find_network: Callable[[str], Path | None] = _by_path
+    find_checkpoint: Callable[[str], Path | None] = _by_path
+
+    def network(self, text: str) -> Path:
+        """The file of a network by its name or path; UserError where there is none."""
+        return _found(self.find_network(text.strip()), text, "network", "one of the folders of networks")
+
+    def checkpoint(self, text: str) -> Path:
+        """The file of a checkpoint by its name or path; UserError where there is none."""
+        return _found(self.find_checkpoint(text.strip()), text, "checkpoint", "the folder of checkpoints")
+
+    def step(self, done: int, total: int) -> None:
+        """`done` of `total` parts are done; the place where long work ends when it was told to."""
+        self.control.raise_if_stopping()
+        if self.progress is not None:
+            self.progress(done, total)
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What becomes of one module: its rank before and after, and the share of ‖ΔW‖² that is kept (None: unknown).
+
+    `singular_values` are those of ΔW before, the largest first, in fp32; None where nobody asked for them.
+    """
+
+    key: str
+    rank_before: int | None = None
+    rank_after: int | None = None
+    kept: float | None = None
+    singular_values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that is written, or would be: where, and how many bytes it has or is going to have."""
+
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class ToolReport:
+    """What a tool found, and what it wrote or, in a preview, would write.
+
+    `facts` are words by label, in the order in which they are shown; `warnings` what a person should know first.
+    """
+
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    modules: Sequence[ModuleReport] = ()
+    warnings: Sequence[str] = ()
+    files: Sequence[OutputFile] = ()
+    verdict: Verdict = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """More, for programs: JSON values."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values, singular values left out."""
+        modules = [
+            {"module": each.key, "rank_before": each.rank_before, "rank_after": each.rank_after, "kept": each.kept}
+            for each in self.modules
+        ]
+        files = [{"path": str(each.path), "bytes": each.size} for each in self.files]
+        return {
+            "title": self.title,
+            "verdict": self.verdict,
+            "facts": dict(self.facts),
+            "warnings": list(self.warnings),
+            "modules": modules,
+            "files": files,
+            **self.details,
+        }
+
+
+def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_bytes: int = 0) -> Path:
+    """The path of a safetensors file that may be written; UserError, before any work, where it may not.
+
+    It is none of the inputs, is no folder, and does not exist unless `overwrite`; its disk has room.
+    """
+    if out.suffix.lower() != ".safetensors":
+        raise UserError(f"{out}: files are written as .safetensors; give a name that ends with it")
+    for each in inputs:
+        if _is_same(out, each):
+            raise UserError(f"{out} is read and would be written over: give the output another name")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give the name of a file in it")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
+    folder = _existing_parent(out)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: choose another folder, or free this one")
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError(
+            f"{out} takes about {needed_bytes / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB left: free some "
+            "space, or choose another folder"
+        )
+    return out
+
+
+def write_result(
+    out: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision, work: Work
+) -> OutputFile:
+    """Write a network file at once, whole or not at all, unless the work was told to stop; hashes are computed anew."""
+    work.control.raise_if_stopping()
+    write_network(out, tensors, metadata, precision)
+    return OutputFile(out, out.stat().st_size)
+
+
+def precision_of(name: str, tensors: Mapping[str, Tensor]) -> Precision:
+    """The writer's precision for a `--precision`; `AS_STORED` is that of the tensors, fp32 where they differ."""
+    if name != AS_STORED:
+        return PRECISIONS[name]
+    found = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point() and tensor.ndim > 0}
+    if found == {torch.float16}:
+        return "fp16"
+    return "bf16" if found == {torch.bfloat16} else "float"
+
+
+def _found(path: Path | None, text: str, what: str, where: str) -> Path:
+    if path is None:
+        raise UserError(f"{text!r}: there is no such {what}; give the path of its file, or the name of one in {where}")
+    return path
+
+
+def _is_same(left: Path, right: Path) -> bool:
+    try:
+        return left.samefile(right)
+    except OSError:  # one of them does not exist
+        return os.path.normcase(left.absolute()) == os.path.normcase(right.absolute())
+
+
+def _existing_parent(path: Path) -> Path:
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder
