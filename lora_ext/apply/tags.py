@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_ext.apply.block_weights import BlockWeights, Presets, parse_block_weights
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.config.arguments import finite_number
+from lora_ext.networks.block_weights import BlockWeights, Presets, parse_block_weights
 from lora_ext.networks.library import Epoch
 from lora_ext.networks.region_mask import RegionMask
 from lora_ext.protocols import UserError

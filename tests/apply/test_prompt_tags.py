@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ext.apply.block_weights import parse_block_weights
 from lora_ext.apply.tags import LoraTag, parse_tags
+from lora_ext.networks.block_weights import parse_block_weights
 
 LIST = "1,0,0,0,0.5,0.5,-1,0,0,0,0,0"
 

@@ -16,7 +16,6 @@ from torch import nn
 
 from lora_ext import __version__
 from lora_ext.apply.active import ActiveNetworks
-from lora_ext.apply.block_weights import read_presets
 from lora_ext.apply.schedule import has_schedule, tags_at
 from lora_ext.apply.tags import LoraTag, ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from lora_ext.host.loan import Loan, WantedCheckpoint
 from lora_ext.host.standalone.infotext import Infotext, format_infotext
 from lora_ext.host.standalone.loader import choose_device, choose_dtype, load_checkpoint
 from lora_ext.host.standalone.sampling import SAMPLERS, Sampler, find_sampler, sample, to_pictures
+from lora_ext.networks.block_weights import read_presets
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.protocols import (
     Borrow,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from modules import paths_internal, shared
 
-from lora_ext.apply.block_weights import preset_names, read_presets
 from lora_ext.apply.loaded_files import MEMORY_LIMIT
 from lora_ext.host.webui import builtin_lora
+from lora_ext.networks.block_weights import preset_names, read_presets
 from lora_ext.networks.folder_list import parse_folders
 
 SECTION = ("lora_workshop", "LoRA Workshop")

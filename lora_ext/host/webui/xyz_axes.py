@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_ext.apply.block_weights import BlockWeights, parse_block_weights, preset_names
 from lora_ext.apply.tags import LoraTag, parse_tags
 from lora_ext.grid.axes import NetworkChoice, network_file, network_names, prompt_with, runs_with_epochs
 from lora_ext.grid.values import format_number, parse_epochs, parse_values
 from lora_ext.host.webui import settings
 from lora_ext.host.webui.state import get_host
+from lora_ext.networks.block_weights import BlockWeights, parse_block_weights, preset_names
 from lora_ext.networks.library import Epoch, NetworkLibrary
 from lora_ext.protocols import UserError
 

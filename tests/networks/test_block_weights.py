@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_ext.apply.block_weights import block_name, parse_block_weights, preset_names, read_presets
+from lora_ext.networks.block_weights import block_name, parse_block_weights, preset_names, read_presets
 from lora_ext.protocols import UserError
 
 DATA = Path(__file__).parents[1] / "data"
