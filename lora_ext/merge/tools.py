@@ -31,7 +31,10 @@ class Tool:
         return declared_settings(self.settings, self.name)
 
 
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "check": "lora_ext.merge.check",
+    "repair": "lora_ext.merge.repair",
+}
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
 
