@@ -33,6 +33,8 @@ class Tool:
 
 MODULES: dict[str, str] = {
     "check": "lora_ext.merge.check",
+    "inspect": "lora_ext.merge.inspect",
+    "metadata": "lora_ext.merge.metadata",
     "repair": "lora_ext.merge.repair",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
