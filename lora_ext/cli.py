@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from lora_ext import __version__
 from lora_ext.protocols import Cancelled, UserError
@@ -30,6 +30,11 @@ COMMANDS = {
     "lint": ("lora_ext.commands.develop", "run the project's checks: ruff and mypy"),
 }
 """Each command's module and what it does. The modules are imported on demand, their heavy imports when they run."""
+
+FILE_TOOLS: dict[str, str] = {}
+"""The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""
+
+COMMANDS |= {name: ("lora_ext.commands.file_tools", summary) for name, summary in FILE_TOOLS.items()}
 
 PASSES_ARGUMENTS_ON = ("bench", "test", "lint")
 """Commands whose options belong to the program that they start."""
@@ -60,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             develop = importlib.import_module(COMMANDS[arguments[0]][0])
             return int(develop.run(arguments[0], arguments[1:]))
         options = make_parser(arguments[0] if arguments else "").parse_args(arguments)
-        command: Command = importlib.import_module(COMMANDS[options.command][0])
-        return command.run(options)
+        return _command(options.command).run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -80,7 +84,7 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"LoRA Workshop {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=summary,
@@ -89,5 +93,12 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == command:
-            importlib.import_module(module).add_arguments(sub)
+            _command(name).add_arguments(sub)
     return parser
+
+
+def _command(name: str) -> Command:
+    """A command by its name; the file tools share one module."""
+    module: Any = importlib.import_module(COMMANDS[name][0])
+    command: Command = module.command_of(name) if name in FILE_TOOLS else module
+    return command
