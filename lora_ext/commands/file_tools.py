@@ -91,8 +91,8 @@ def add_setting(parser: argparse.ArgumentParser, declared: Setting) -> None:
     words = f"{declared.help} ({_allowed(declared)})".replace("%", "%%")
     option = "--" + declared.name.replace("_", "-")
     if declared.name in POSITIONAL:
-        several = {"nargs": "+"} if declared.name == "files" else {}
-        parser.add_argument(declared.name, metavar="FILE", help=words, **several)  # type: ignore[arg-type]
+        several = "+" if declared.name == "files" else None
+        parser.add_argument(declared.name, metavar="FILE", help=words, nargs=several)
     elif declared.type is bool:
         opposite = declared.default is True
         parser.add_argument(
@@ -101,10 +101,10 @@ def add_setting(parser: argparse.ArgumentParser, declared: Setting) -> None:
             help=declared.help.replace("%", "%%"),
         )  # fmt: skip
     else:
-        repeated = {"action": "append"} if declared.lines > 1 else {}
         parser.add_argument(
-            option, dest=declared.name, metavar=_metavar(declared), default=argparse.SUPPRESS, help=words, **repeated
-        )  # type: ignore[call-overload]
+            option, dest=declared.name, metavar=_metavar(declared), default=argparse.SUPPRESS, help=words,
+            action="append" if declared.lines > 1 else "store",
+        )  # fmt: skip
 
 
 def _allowed(declared: Setting) -> str:
@@ -131,7 +131,7 @@ def given_values(options: argparse.Namespace, declared: tuple[Setting, ...]) -> 
 
 def work_of(home: Path, device: str, control: Control) -> Work:
     """What a tool is given: the device, names of networks in `home`, progress on the terminal."""
-    from lora_ext.host.standalone.loader import choose_device
+    from lora_ext.checkpoint.devices import choose_device
     from lora_ext.merge.work import Work
     from lora_ext.networks.library import NetworkLibrary
 

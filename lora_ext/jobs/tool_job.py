@@ -131,8 +131,6 @@ def _do(job: _Job, action: Callable[[], ToolReport], after: Callable[[ToolReport
     state: ToolState = "failed"
     try:
         job.report = action()
-        if after is not None:
-            after(job.report)
         state = "finished"
     except Cancelled:
         state = "cancelled"
@@ -144,3 +142,8 @@ def _do(job: _Job, action: Callable[[], ToolReport], after: Callable[[ToolReport
     finally:
         job.ended = time.monotonic()
         job.state = state
+    if job.report is not None and after is not None:
+        try:
+            after(job.report)  # may wait for pictures in the making, which is nothing to wait for
+        except Exception:
+            _log.exception("telling of what %s has written failed", job.tool.name)
