@@ -73,6 +73,7 @@
       field.classList.toggle("lw-wrong", !words.hidden);
       control(field).setAttribute("aria-invalid", String(!words.hidden));
     }
+    for (const folded of of.querySelectorAll("details:has(.lw-wrong)")) folded.open = true;
     byId("tool-problems").replaceChildren(...rest.map((textContent) => element("li", { textContent })));
   }
 

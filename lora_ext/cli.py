@@ -31,7 +31,9 @@ COMMANDS = {
 }
 """Each command's module and what it does. The modules are imported on demand, their heavy imports when they run."""
 
-FILE_TOOLS: dict[str, str] = {}
+FILE_TOOLS: dict[str, str] = {
+    "extract": "the difference of two checkpoints as a network",
+}
 """The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""
 
 COMMANDS |= {name: ("lora_ext.commands.file_tools", summary) for name, summary in FILE_TOOLS.items()}

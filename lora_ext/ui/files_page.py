@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
+from lora_ext.config.fields import Setting
 from lora_ext.merge.tools import MODULES, Tool, tool_named
 from lora_ext.ui.forms import declared_field
+
+_SHOWN = 5
+"""Settings of a tool that are no files and show without unfolding the others."""
+
+_OF_THE_OUTPUT = ("precision", "device", "overwrite")
 
 _RESULT = """
   <section id="lw-tool-live" class="lw-live" data-state="idle" aria-label="work with files">
@@ -42,15 +49,26 @@ def files_page() -> str:
 
 
 def _form(tool: Tool, hidden: bool) -> str:
-    fields = "".join(declared_field(each, each.default, f"{tool.name}-{each.name}") for each in tool.declared())
-    writes = any(each.kind == "output" for each in tool.declared())
+    declared = tool.declared()
+    inputs = [each for each in declared if each.kind and each.kind != "output"]
+    outputs = [each for each in declared if each.kind == "output" or each.name in _OF_THE_OUTPUT]
+    others = [each for each in declared if each not in (*inputs, *outputs)]
+    more = others[_SHOWN:]
+    folded = f"<details><summary>More settings</summary>{_fields(tool, more)}</details>" if more else ""
     preview = (
         '<button type="button" class="lw-button" data-lw-action="preview-tool">Preview</button>' if tool.preview else ""
     )
+    word = "Write" if any(each.kind == "output" for each in outputs) else escape(tool.title)
     return (
         f'<div class="lw-tool" data-tool="{tool.name}" data-title="{escape(tool.title)}" '
         f'data-checkpoints="{str(tool.writes_checkpoints).lower()}"{" hidden" if hidden else ""}>'
-        f'<p class="lw-hint">{escape(tool.summary)}</p><div class="lw-fields">{fields}</div>'
+        f'<p class="lw-hint">{escape(tool.summary)}</p>'
+        f"{_fields(tool, inputs)}{_fields(tool, others[:_SHOWN])}{folded}{_fields(tool, outputs)}"
         f'<div class="lw-controls">{preview}<button type="button" class="lw-button lw-main" data-lw-action="run-tool">'
-        f"{'Write' if writes else tool.title}</button></div></div>"
+        f"{word}</button></div></div>"
     )
+
+
+def _fields(tool: Tool, settings: Sequence[Setting]) -> str:
+    fields = "".join(declared_field(each, each.default, f"{tool.name}-{each.name}") for each in settings)
+    return f'<div class="lw-fields">{fields}</div>' if fields else ""
