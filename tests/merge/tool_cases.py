@@ -190,12 +190,16 @@ def write_low_rank(path: Path, seed: int, rank: int = RANK, keys: tuple[str, ...
 
 
 def deltas(path: Path) -> dict[str, Tensor]:
-    """ΔW of every module of a file of LoRA and LoCon, in fp64, by their definition."""
+    """ΔW of every module of a file of LoRA and LoCon, in fp64, by their definition; without those that have none."""
     found = {}
     for key, tensors in read_network(path).modules.items():
-        up, down = (tensors[f"lora_{name}.weight"].double().flatten(1) for name in ("up", "down"))
-        alpha = float(tensors["alpha"]) if "alpha" in tensors else float(len(down))
-        found[key] = alpha / len(down) * (up @ down)
+        up, down = (tensors.get(f"lora_{name}.weight", torch.zeros(0, 0)).double() for name in ("up", "down"))
+        alpha = tensors.get("alpha", torch.tensor(float(len(down))))
+        if up.ndim < 2 or down.ndim < 2 or up.flatten(1).shape[1] != len(down) or not len(down) or alpha.numel() != 1:
+            continue
+        change = float(alpha) / len(down) * (up.flatten(1) @ down.flatten(1))
+        if torch.isfinite(change).all():
+            found[key] = change
     return found
 
 
@@ -217,7 +221,7 @@ def result_deltas(case: ToolCase, inputs: Inputs) -> Deltas:
 
 def difference(found: Deltas, expected: Deltas) -> float:
     """The largest ‖ΔW − ΔW′‖ / ‖ΔW′‖, where ΔW′ is not zero; infinite where they are of other modules."""
-    if {key for key in found if found[key].any()} - set(expected) or set(expected) - set(found):
+    changed = {key for key, each in expected.items() if each.any()}
+    if {key for key, each in found.items() if each.any()} - set(expected) or changed - set(found):
         return math.inf
-    apart = [float((found[key] - each).norm() / each.norm()) for key, each in expected.items() if each.any()]
-    return max(apart, default=0.0)
+    return max((float((found[key] - expected[key]).norm() / expected[key].norm()) for key in changed), default=0.0)
