@@ -34,6 +34,7 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
     "extract": "lora_ext.merge.extract",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
