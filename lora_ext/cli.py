@@ -32,7 +32,9 @@ COMMANDS = {
 """Each command's module and what it does. The modules are imported on demand, their heavy imports when they run."""
 
 FILE_TOOLS: dict[str, str] = {
-    "extract": "the difference of two checkpoints as a network",
+    "merge-networks": "make one network of several with weights",
+    "merge-checkpoint": "add networks to a checkpoint's weights",
+    "extract": "make a network of the difference of two checkpoints",
 }
 """The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""
 

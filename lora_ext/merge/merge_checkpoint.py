@@ -175,4 +175,5 @@ TOOL = Tool(
     MergeCheckpointSettings,
     run,
     preview,
+    writes_checkpoints=True,
 )
