@@ -51,7 +51,8 @@ def files_page() -> str:
 def _form(tool: Tool, hidden: bool) -> str:
     declared = tool.declared()
     inputs = [each for each in declared if each.kind and each.kind != "output"]
-    outputs = [each for each in declared if each.kind == "output" or each.name in _OF_THE_OUTPUT]
+    outputs = [each for each in declared if each.kind == "output"]
+    outputs += [each for each in declared if each.name in _OF_THE_OUTPUT]
     others = [each for each in declared if each not in (*inputs, *outputs)]
     more = others[_SHOWN:]
     folded = f"<details><summary>More settings</summary>{_fields(tool, more)}</details>" if more else ""

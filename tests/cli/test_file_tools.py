@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,7 +132,7 @@ def test_ctrl_c_leaves_nothing_behind(network: Path, tmp_path: Path) -> None:
     work = subprocess.Popen(
         [sys.executable, "-c", program, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
     )
-    time.sleep(4)
+    assert work.stderr is not None and work.stderr.readline() == "at work\n"
     work.send_signal(signal.SIGINT)
     _, told = work.communicate(timeout=60)
     assert work.returncode == 130, told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ def run(settings: ScaleSettings, work: Work) -> ToolReport:
     out = check_output(Path(settings.out), [path], settings.overwrite)
     if settings.factor == 0:
         raise UserError("factor = 0.0: nothing would be left")
+    if settings.slow:
+        print("at work", file=sys.stderr, flush=True)
     for part in range(400 if settings.slow else 4):
         work.step(part, 400 if settings.slow else 4)
         time.sleep(0.05 if settings.slow else 0)
