@@ -31,7 +31,9 @@ class Tool:
         return declared_settings(self.settings, self.name)
 
 
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "resize": "lora_ext.merge.resize",
+}
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
 

@@ -1,0 +1,1 @@
+"""What the file tools are told: one module of declared settings for each."""
