@@ -36,7 +36,13 @@
       const target = control(field);
       if (target.type === "checkbox") target.checked = given[field.dataset.name] === true;
       else target.value = given[field.dataset.name];
+      followSuggestion(field);
     }
+  }
+
+  function followSuggestion(field) {
+    const suggest = field.querySelector(".lw-suggest");
+    if (suggest) suggest.value = control(field).value;
   }
 
   async function listFiles() {
@@ -51,9 +57,12 @@
     const out = fieldOf(of, "out");
     if (!out || (control(out).value && control(out).value !== state.suggested[of.dataset.tool])) return;
     const sources = ["file", "files", "network", "checkpoint", "tuned"].map((name) => fieldOf(of, name)).filter(Boolean);
-    const first = sources.map((field) => control(field).value.split("\n")[0].trim()).find(Boolean);
+    const lines = sources.map((field) => control(field).value.trim().split("\n").filter(Boolean));
+    const first = lines.find((each) => each.length)?.[0].trim();
     const plain = first ? stem(first).replace(/:[^:]*$/, "") : "";
-    const name = plain && plain !== "loaded" ? `${plain}-${of.dataset.tool}.safetensors` : "";
+    const folder = sources.some((field, index) => field.dataset.name === "files" && lines[index].length > 1);
+    const one = plain && plain !== "loaded" ? `${plain}-${of.dataset.tool}.safetensors` : "";
+    const name = folder ? `${of.dataset.tool}-output` : one;
     state.suggested[of.dataset.tool] = control(out).value = name;
   }
 
@@ -179,6 +188,9 @@
   document.addEventListener("change", (event) => {
     const of = event.target.closest?.("#lw-files .lw-tool");
     if (!of) return;
+    const field = event.target.closest(".lw-field");
+    if (event.target.matches(".lw-suggest")) control(field).value = event.target.value;
+    followSuggestion(field);
     if (event.target.matches(".lw-add-network")) addNetwork(event.target);
     else if (event.target.name !== "out") suggest(of);
   });
@@ -221,6 +233,7 @@
   core.onMount.push(() => {
     if (!page()) return;
     state.reported = 0;
+    for (const of of forms()) fields(of).forEach(followSuggestion);
     restore().catch(core.report);
     new IntersectionObserver((seen) => {
       if (seen.some((each) => each.isIntersecting)) listFiles().catch(core.report);

@@ -32,6 +32,7 @@ COMMANDS = {
 """Each command's module and what it does. The modules are imported on demand, their heavy imports when they run."""
 
 FILE_TOOLS: dict[str, str] = {
+    "resize": "bring networks to a lower rank",
     "merge-networks": "make one network of several with weights",
     "merge-checkpoint": "add networks to a checkpoint's weights",
     "extract": "make a network of the difference of two checkpoints",

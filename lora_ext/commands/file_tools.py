@@ -94,12 +94,8 @@ def add_setting(parser: argparse.ArgumentParser, declared: Setting) -> None:
         several = "+" if declared.name == "files" else None
         parser.add_argument(declared.name, metavar="FILE", help=words, nargs=several)
     elif declared.type is bool:
-        opposite = declared.default is True
-        parser.add_argument(
-            f"--no-{option[2:]}" if opposite else option, dest=declared.name, default=argparse.SUPPRESS,
-            action="store_false" if opposite else "store_true",
-            help=declared.help.replace("%", "%%"),
-        )  # fmt: skip
+        flag: Any = argparse.BooleanOptionalAction if declared.default is True else "store_true"
+        parser.add_argument(option, default=argparse.SUPPRESS, action=flag, help=declared.help.replace("%", "%%"))
     else:
         parser.add_argument(
             option, dest=declared.name, metavar=_metavar(declared), default=argparse.SUPPRESS, help=words,
