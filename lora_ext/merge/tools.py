@@ -16,7 +16,8 @@ from lora_ext.protocols import ConfigError
 class Tool:
     """One of the file tools. `settings` is a dataclass of declared settings; both functions take one of it.
 
-    `preview` writes nothing, and is None where `run` writes nothing either.
+    `preview` writes nothing, and is None where `run` writes nothing either. `writes_checkpoints` says that its
+    output is a checkpoint, no network.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Tool:
     settings: type
     run: Callable[[Any, Work], ToolReport]
     preview: Callable[[Any, Work], ToolReport] | None = None
+    writes_checkpoints: bool = False
 
     def declared(self) -> tuple[Setting, ...]:
         """Its settings, in the order in which a person is asked for them."""
@@ -32,6 +34,10 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
+    "extract": "lora_ext.merge.extract",
+    "merge-networks": "lora_ext.merge.merge_networks",
+    "resize": "lora_ext.merge.resize",
     "check": "lora_ext.merge.check",
     "inspect": "lora_ext.merge.inspect",
     "metadata": "lora_ext.merge.metadata",
