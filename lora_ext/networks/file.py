@@ -92,7 +92,7 @@ def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pre
         )
         for name, tensor in tensors.items()
     }
-    entries = _entries(outlines)
+    entries = tensor_entries(outlines)
     complete = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
     return len(header_bytes(entries, complete)) + max(
         (entry["data_offsets"][1] for entry in entries.values()), default=0
