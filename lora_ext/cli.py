@@ -22,7 +22,6 @@ COMMANDS = {
     "import": ("lora_ext.commands.import_settings", "turn settings of sd-scripts, kohya_ss, … into a settings file"),
     "generate": ("lora_ext.commands.generate", "render pictures, with <lora:name:weight> in the prompt"),
     "grid": ("lora_ext.commands.grid", "compare a network's epochs and weights in one picture"),
-    "inspect": ("lora_ext.commands.inspect", "tell what a network or checkpoint file holds"),
     "export-demo": ("lora_ext.commands.export_demo", "put the demo checkpoint into a WebUI's folders"),
     "docs": ("lora_ext.commands.docs", "write docs/settings.md from the declared settings"),
     "bench": ("lora_ext.commands.develop", "measure training, rendering and switching of networks"),
@@ -36,6 +35,10 @@ FILE_TOOLS: dict[str, str] = {
     "merge-networks": "make one network of several with weights",
     "merge-checkpoint": "add networks to a checkpoint's weights",
     "extract": "make a network of the difference of two checkpoints",
+    "check": "tell whether networks are healthy, doubtful or damaged, and why",
+    "repair": "write a network without what is damaged or does nothing",
+    "inspect": "tell what a network or checkpoint file holds",
+    "metadata": "show or change what a network says of itself",
 }
 """The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""
 

@@ -38,6 +38,10 @@ MODULES: dict[str, str] = {
     "extract": "lora_ext.merge.extract",
     "merge-networks": "lora_ext.merge.merge_networks",
     "resize": "lora_ext.merge.resize",
+    "check": "lora_ext.merge.check",
+    "inspect": "lora_ext.merge.inspect",
+    "metadata": "lora_ext.merge.metadata",
+    "repair": "lora_ext.merge.repair",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
