@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lora_ext.checkpoint.file_weights import open_checkpoint_file
 from tests.merge.tool_cases import ATTENTION, CONVOLUTION, FEED, SIZES, TEXT, Inputs, low_rank_module, write_low_rank
 
-LARGEST = 4096
+LARGEST = 300
 """Of the checkpoint's other tensors the small ones are there; less to copy, and nothing that the tools look at."""
 
 
