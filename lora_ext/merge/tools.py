@@ -33,6 +33,7 @@ class Tool:
 
 MODULES: dict[str, str] = {
     "extract": "lora_ext.merge.extract",
+    "merge-networks": "lora_ext.merge.merge_networks",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
