@@ -32,6 +32,7 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
     "extract": "lora_ext.merge.extract",
     "merge-networks": "lora_ext.merge.merge_networks",
 }
