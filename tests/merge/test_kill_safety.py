@@ -14,7 +14,7 @@ from lora_ext.checkpoint.tensor_files import open_tensor_file
 from tests.merge.tool_cases import WRITING, Inputs, ToolCase
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_POINTS = 12
+MOST_POINTS = 10
 
 SCRIPT = """\
 import builtins, io, json, os, signal, sys
