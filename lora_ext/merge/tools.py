@@ -35,6 +35,7 @@ MODULES: dict[str, str] = {
     "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
     "extract": "lora_ext.merge.extract",
     "merge-networks": "lora_ext.merge.merge_networks",
+    "resize": "lora_ext.merge.resize",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
