@@ -101,6 +101,22 @@ def squared_norm(values: Tensor) -> float:
     return sum(float(part.double().square().sum()) for part in values.flatten().split(_PIECE))
 
 
+@torch.no_grad()
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value of a matrix (m, n) in fp32: subspace iteration until it changes by 1e-6."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(matrix.shape[1], min(_OVERSAMPLE, *matrix.shape), generator=generator).to(matrix.device)
+    largest = 0.0
+    with exact_matmul():
+        for _ in range(_MAX_ROUNDS):
+            reached = matrix @ rows
+            before, largest = largest, _energy(reached, 1) ** 0.5
+            if largest - before <= 1e-6 * largest:
+                break
+            rows = torch.linalg.qr(matrix.mT @ torch.linalg.qr(reached)[0])[0]
+    return largest
+
+
 def _decomposed(ups: Tensor, downs: Tensor) -> list[FactoredSvd]:
     """Pairs of equal shapes, (b, m, r) and (b, r, n), each by the Gram matrices where down allows it.
 

@@ -84,6 +84,21 @@ def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     replace_file(path, _serialised(cast, complete))
 
 
+def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> int:
+    """How many bytes `write_network` writes; of the tensors, shapes and dtypes suffice (device "meta")."""
+    outlines = {
+        name: torch.empty_like(
+            tensor, dtype=_PRECISIONS[precision] if tensor.is_floating_point() else tensor.dtype, device="meta"
+        )
+        for name, tensor in tensors.items()
+    }
+    entries = _entries(outlines)
+    complete = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+    return len(header_bytes(entries, complete)) + max(
+        (entry["data_offsets"][1] for entry in entries.values()), default=0
+    )
+
+
 def cast_tensors(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
     """The tensors as a file holds them, on the CPU; UserError where a value does not fit the precision."""
     return {name: _cast(name, tensor, precision) for name, tensor in tensors.items()}
@@ -98,7 +113,7 @@ def is_network_key(name: str) -> bool:
 
 def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
     """(sshs_model_hash, sshs_legacy_hash) of a file with these tensors and the `ss_*` part of the metadata."""
-    entries = _entries(tensors)
+    entries = tensor_entries(tensors)
     return sshs_hashes(entries, _tensor_bytes(tensors[name] for name in entries), metadata)
 
 
@@ -126,6 +141,22 @@ def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> byt
     text = json.dumps({**header, **entries}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def tensor_entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The header's entries of tensors, in the order in which they lie; their values do not matter (device "meta")."""
+    entries: dict[str, Any] = {}
+    position = 0
+    for name in in_file_order({name: _DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}):
+        tensor = tensors[name]
+        end = position + math.prod(tensor.shape) * tensor.element_size()
+        entries[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    return entries
 
 
 def in_file_order(dtypes: Mapping[str, str]) -> list[str]:
@@ -195,24 +226,9 @@ def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
 
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
     """The header with its length, then the tensors' bytes: safetensors' layout."""
-    entries = _entries(tensors)
+    entries = tensor_entries(tensors)
     yield header_bytes(entries, metadata)
     yield from _tensor_bytes(tensors[name] for name in entries)
-
-
-def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    position = 0
-    for name in in_file_order({name: _DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}):
-        tensor = tensors[name]
-        end = position + math.prod(tensor.shape) * tensor.element_size()
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    return entries
 
 
 def _tensor_bytes(tensors: Iterable[Tensor]) -> Iterator[bytes]:
