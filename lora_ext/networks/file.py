@@ -92,7 +92,7 @@ def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pre
         )
         for name, tensor in tensors.items()
     }
-    entries = tensor_entries(outlines)
+    entries = _entries(outlines)
     complete = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
     return len(header_bytes(entries, complete)) + max(
         (entry["data_offsets"][1] for entry in entries.values()), default=0
@@ -110,7 +110,7 @@ def write_tensors(
     Of the outlines shapes and dtypes matter (device "meta"); `content(name)` gives a tensor's bytes, and is asked for
     them in their order in the file. Raises UserError where the file cannot be written.
     """
-    entries = tensor_entries(outlines)
+    entries = _entries(outlines)
 
     def chunks() -> Iterator[bytes]:
         yield header_bytes(entries, metadata)
