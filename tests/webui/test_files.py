@@ -1,4 +1,4 @@
-"""The tab Files in a real WebUI: previewed, written, in the WebUI's lists, used by a tag, compared in the X/Y/Z plot."""
+"""The tab Files in a real WebUI: previewed, written, in its lists, used by a tag, compared in the X/Y/Z plot."""
 
 from __future__ import annotations
 
