@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,14 +44,8 @@ def add_tool_routes(router: APIRouter, runner: JobRunner, tools: ToolRunner, hos
         device = device_of(getattr(settings, "device", "cpu"), host, _in_training(runner))
 
         def work_of(control: Control, progress: Progress) -> Work:
-            return Work(device, control, progress, files.find_network, files.find_checkpoint, open_text)
-
-        def open_text(text: str) -> AbstractContextManager[TextPart]:
-            path = files.find_checkpoint(text or LOADED)
-            if path is None:
-                raise UserError(f"{text}: there is no such checkpoint; choose one of the list")
-            is_free = path == host.loaded_checkpoint() and not _in_training(runner)
-            return borrowed_text(host) if is_free else stored_text(path, device)
+            text = partial(_open_text, host, files, runner, device)
+            return Work(device, control, progress, files.find_network, files.find_checkpoint, text)
 
         def tell(report: ToolReport) -> None:
             for each in report.files:
@@ -142,6 +137,17 @@ def _tool(name: str) -> Tool:
     if name not in MODULES:
         raise UserError(f"{name}: there is no tool of this name; there are {', '.join(MODULES)}")
     return tool_named(name)
+
+
+def _open_text(
+    host: Host, files: ToolFiles, runner: JobRunner, device: torch.device, name: str
+) -> AbstractContextManager[TextPart]:
+    """The text encoders of a checkpoint; those of the loaded one are borrowed unless a training has them."""
+    path = files.find_checkpoint(name or LOADED)
+    if path is None:
+        raise UserError(f"{name}: there is no such checkpoint; choose one of the list")
+    is_free = path == host.loaded_checkpoint() and not _in_training(runner)
+    return borrowed_text(host) if is_free else stored_text(path, device)
 
 
 def _with_outputs(tool: Tool, values: Mapping[str, Any], files: ToolFiles, runner: JobRunner) -> dict[str, Any]:
