@@ -17,7 +17,7 @@ class Tool:
     """One of the file tools. `settings` is a dataclass of declared settings; both functions take one of it.
 
     `preview` writes nothing, and is None where `run` writes nothing either. `writes_checkpoints` says that its
-    output is a checkpoint, no network.
+    output is a checkpoint, no network; `changes_input` that it writes into its `file`.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Tool:
     run: Callable[[Any, Work], ToolReport]
     preview: Callable[[Any, Work], ToolReport] | None = None
     writes_checkpoints: bool = False
+    changes_input: bool = False
 
     def declared(self) -> tuple[Setting, ...]:
         """Its settings, in the order in which a person is asked for them."""

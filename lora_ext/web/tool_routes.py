@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,15 +137,20 @@ def _tool(name: str) -> Tool:
 
 def _with_outputs(tool: Tool, values: Mapping[str, Any], files: ToolFiles, runner: JobRunner) -> dict[str, Any]:
     """The values with whole paths for what is written; UserError for what a training is about to write itself."""
-    record = runner.status().record
-    busy = record.files if record is not None and record.active else ()
-    placed = dict(values)
+    placed: dict[str, Any] = dict(values)
+    written: list[Path | None] = []
     for declared in tool.declared():
         if declared.kind == "output":
-            path = files.output(declared.name, str(values.get(declared.name) or ""), tool.writes_checkpoints)
-            if str(path) in busy:
-                raise UserError(f"{path.name} belongs to a training that goes on: give the output another name")
-            placed[declared.name] = str(path)
+            out = files.output(declared.name, str(values.get(declared.name) or ""), tool.writes_checkpoints)
+            placed[declared.name] = str(out)
+            written.append(out)
+    if tool.changes_input:
+        written.append(files.find_network(str(values.get("file", ""))))
+    record = runner.status().record
+    if record is not None and record.active:
+        busy = [path.name for path in written if path is not None and str(path) in record.files]
+        if busy:
+            raise UserError(f"{busy[0]} belongs to {record.name}, which is in training: wait, or take another name")
     return placed
 
 
