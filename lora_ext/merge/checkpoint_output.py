@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.tensor_files import TensorFile
 from lora_ext.merge.work import AS_STORED, OutputFile, Work
-from lora_ext.networks.atomic_write import replace_file
-from lora_ext.networks.file import header_bytes, tensor_entries
+from lora_ext.networks.file import write_tensors
 from lora_ext.networks.library import identity
 from lora_ext.protocols import UserError
 
@@ -45,28 +44,24 @@ class CheckpointOutput:
 
         Raises UserError where the source changes meanwhile.
         """
-        before = identity(self.source.path)
-        shapes = self.source.shapes
-        entries = tensor_entries(
-            {name: torch.empty(shapes[name], dtype=dtype, device="meta") for name, dtype in self.dtypes.items()}
-        )
+        path, shapes, done, total = self.source.path, self.source.shapes, 0, self.size
+        before = identity(path)
+        outlines = {name: torch.empty(shapes[name], dtype=dtype, device="meta") for name, dtype in self.dtypes.items()}
 
-        def contents() -> Iterator[bytes]:
-            done, total = 0, self.size
-            yield header_bytes(entries, metadata)
-            for name in entries:
-                tensor = change(name, _stored(self.source, name), self.dtypes[name])
-                content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-                for begin in range(0, len(content), _CHUNK):
-                    chunk = bytes(content[begin : begin + _CHUNK])
-                    yield chunk
-                    done += len(chunk)
-                    work.step(done, total)
-            if identity(self.source.path) != before:
-                raise UserError(f"{self.source.path} was replaced by another program meanwhile: start anew")
+        def content(name: str) -> Iterator[bytes]:
+            nonlocal done
+            tensor = change(name, _stored(self.source, name), self.dtypes[name])
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            for begin in range(0, len(data), _CHUNK):
+                chunk = bytes(data[begin : begin + _CHUNK])
+                yield chunk
+                done += len(chunk)
+                work.step(done, total)
+            if done == total and identity(path) != before:
+                raise UserError(f"{path} was replaced by another program meanwhile: start anew")
 
-        work.step(0, self.size)
-        replace_file(out, contents())
+        work.step(0, total)
+        write_tensors(out, outlines, metadata, content)
         return OutputFile(out, out.stat().st_size)
 
 

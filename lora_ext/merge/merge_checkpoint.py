@@ -14,6 +14,7 @@ from lora_ext.config.tools.merge_checkpoint import MergeCheckpointSettings
 from lora_ext.merge.checkpoint_output import CheckpointOutput, checkpoint_output, file_sha256
 from lora_ext.merge.checkpoint_sums import CheckpointSum, checkpoint_sum, summed
 from lora_ext.merge.inputs import WeightedNetwork, weighted_networks
+from lora_ext.merge.low_rank_out import SOURCES
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import AS_STORED, OutputFile, ToolReport, Work, check_output
@@ -56,7 +57,7 @@ class _Plan:
         if "modelspec.sai_model_spec" in kept:
             kept["modelspec.title"] = self.out.stem
             kept["modelspec.merged_from"] = ", ".join([path.stem, *(network.name for network in self.networks)])
-        return {"format": "pt", **kept, "lw_sources": json.dumps(sources, ensure_ascii=False)}
+        return {"format": "pt", **kept, SOURCES: json.dumps(sources, ensure_ascii=False)}
 
     def report(self, files: Sequence[OutputFile]) -> ToolReport:
         """What a person is told."""

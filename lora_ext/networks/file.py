@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,27 @@ def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pre
     )
 
 
+def write_tensors(
+    path: Path,
+    outlines: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    content: Callable[[str], Iterable[bytes]],
+) -> None:
+    """Write tensors that need not be in memory together; a file there is replaced at once.
+
+    Of the outlines shapes and dtypes matter (device "meta"); `content(name)` gives a tensor's bytes, and is asked for
+    them in their order in the file. Raises UserError where the file cannot be written.
+    """
+    entries = _entries(outlines)
+
+    def chunks() -> Iterator[bytes]:
+        yield header_bytes(entries, metadata)
+        for name in entries:
+            yield from content(name)
+
+    replace_file(path, chunks())
+
+
 def cast_tensors(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
     """The tensors as a file holds them, on the CPU; UserError where a value does not fit the precision."""
     return {name: _cast(name, tensor, precision) for name, tensor in tensors.items()}
@@ -113,7 +134,7 @@ def is_network_key(name: str) -> bool:
 
 def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
     """(sshs_model_hash, sshs_legacy_hash) of a file with these tensors and the `ss_*` part of the metadata."""
-    entries = tensor_entries(tensors)
+    entries = _entries(tensors)
     return sshs_hashes(entries, _tensor_bytes(tensors[name] for name in entries), metadata)
 
 
@@ -141,22 +162,6 @@ def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> byt
     text = json.dumps({**header, **entries}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def tensor_entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The header's entries of tensors, in the order in which they lie; their values do not matter (device "meta")."""
-    entries: dict[str, Any] = {}
-    position = 0
-    for name in in_file_order({name: _DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}):
-        tensor = tensors[name]
-        end = position + math.prod(tensor.shape) * tensor.element_size()
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    return entries
 
 
 def in_file_order(dtypes: Mapping[str, str]) -> list[str]:
@@ -226,9 +231,24 @@ def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
 
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
     """The header with its length, then the tensors' bytes: safetensors' layout."""
-    entries = tensor_entries(tensors)
+    entries = _entries(tensors)
     yield header_bytes(entries, metadata)
     yield from _tensor_bytes(tensors[name] for name in entries)
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    position = 0
+    for name in in_file_order({name: _DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}):
+        tensor = tensors[name]
+        end = position + math.prod(tensor.shape) * tensor.element_size()
+        entries[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    return entries
 
 
 def _tensor_bytes(tensors: Iterable[Tensor]) -> Iterator[bytes]:
