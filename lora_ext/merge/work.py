@@ -152,7 +152,7 @@ def write_result(
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise UserError(
-                f"{name} would have values in {out.name} that are infinite or no numbers: an input is damaged there, or "
+                f"{name} would have values in {out.name} that are infinite or no numbers: an input is damaged, or "
                 "its numbers are too large; check the inputs (check FILE), and repair them or take others"
             )
     write_network(out, tensors, metadata, precision)
