@@ -12,6 +12,7 @@ from lora_ext.networks.weight_delta import exact_matmul
 
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
+_PIECE = 2**16  # numbers
 _OVERSAMPLE = 16
 _MAX_ROUNDS = 40
 _ENOUGH = 1e-5  # gain in one more round, as a share of what is not reached
@@ -95,6 +96,11 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
     return Svd(left[:, :kept], values[:kept], right[:kept], lost)
 
 
+def squared_norm(values: Tensor) -> float:
+    """Σ x² of fp32 numbers, summed in fp64 piece by piece, so that a processor's cache holds what is widened."""
+    return sum(float(part.double().square().sum()) for part in values.flatten().split(_PIECE))
+
+
 @torch.no_grad()
 def spectral_norm(matrix: Tensor) -> float:
     """The largest singular value of a matrix (m, n) in fp32: subspace iteration until it changes by 1e-6."""
@@ -156,7 +162,7 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
 def _first_values(matrix: Tensor, rank: int) -> Svd:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(matrix.shape[1], rank + _OVERSAMPLE, generator=generator).to(matrix.device)
-    energy = float(matrix.double().square().sum())
+    energy = squared_norm(matrix)
     with exact_matmul():
         reached = matrix @ start
         captured = 0.0
