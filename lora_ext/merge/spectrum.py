@@ -73,8 +73,8 @@ def factored_svds(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) 
         count = max(1, _BATCH // (up_shape.numel() + down_shape.numel()))
         for start in range(0, len(places), count):
             chosen = places[start : start + count]
-            ups = torch.stack([pairs[place][0].to(device) for place in chosen])
-            downs = torch.stack([pairs[place][1].to(device) for place in chosen])
+            ups = torch.stack([_widened(pairs[place][0].to(device)) for place in chosen])
+            downs = torch.stack([_widened(pairs[place][1].to(device)) for place in chosen])
             yield from zip(chosen, _decomposed(ups, downs), strict=True)
 
 
@@ -115,6 +115,11 @@ def spectral_norm(matrix: Tensor) -> float:
                 break
             rows = torch.linalg.qr(matrix.mT @ torch.linalg.qr(reached)[0])[0]
     return largest
+
+
+def _widened(stored: Tensor) -> Tensor:
+    """As fp32, unless it is fp64: files may have factors of several types, and of 8 bits."""
+    return stored if stored.dtype == torch.float64 else stored.float()
 
 
 def _decomposed(ups: Tensor, downs: Tensor) -> list[FactoredSvd]:
