@@ -38,6 +38,7 @@ FILE_TOOLS: dict[str, str] = {
     "check": "tell whether networks are healthy, doubtful or damaged, and why",
     "repair": "write a network without what is damaged or does nothing",
     "inspect": "tell what a network or checkpoint file holds",
+    "interrogate": "tell which words a network moves most in the text encoder",
     "metadata": "show or change what a network says of itself",
 }
 """The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from lora_ext.commands.options import default_home, warn
 from lora_ext.config.fields import Setting
 from lora_ext.jobs.remaining import duration, seconds_left
-from lora_ext.protocols import Control, Progress
+from lora_ext.protocols import Control, Progress, UserError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from lora_ext.checkpoint.text_part import TextPart
     from lora_ext.merge.tools import Tool
     from lora_ext.merge.work import ToolReport, Work
 
@@ -128,6 +131,7 @@ def given_values(options: argparse.Namespace, declared: tuple[Setting, ...]) -> 
 def work_of(home: Path, device: str, control: Control) -> Work:
     """What a tool is given: the device, names of networks in `home`, progress on the terminal."""
     from lora_ext.checkpoint.devices import choose_device
+    from lora_ext.host.text_parts import stored_text
     from lora_ext.merge.work import Work
     from lora_ext.networks.library import NetworkLibrary
 
@@ -137,7 +141,13 @@ def work_of(home: Path, device: str, control: Control) -> Work:
         path = Path(text)
         return path if path.is_file() else library.find(text)
 
-    return Work(choose_device(device), control, progress_with_time(), find_network)
+    def open_text(text: str) -> AbstractContextManager[TextPart]:
+        if not text:
+            raise UserError("no checkpoint is given: name the file of the one that the network is for (--checkpoint)")
+        return stored_text(Work().checkpoint(text), chosen)
+
+    chosen = choose_device(device)
+    return Work(chosen, control, progress_with_time(), find_network, open_text=open_text)
 
 
 def progress_with_time() -> Progress | None:

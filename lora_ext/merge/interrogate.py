@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,21 +67,24 @@ def token_distances(
 
     A token stands between BOS and EOS, as sd-scripts' interrogator has it. The weights are as before afterwards.
     """
-    total, done = 2 * len(tokens), 0
+    total = 2 * len(tokens)
     found = []
-    for block in tokens.split(_BLOCK):
-        before = _states(part, block, clip_skip, lambda encoded, start=done: step(start + encoded, total))
-        done += len(block)
+    for number, block in enumerate(tokens.split(_BLOCK)):
+        first = 2 * number * _BLOCK
+        before = _states(part, block, clip_skip, partial(_tell, step, first, total))
         part.ledger.patch(part.owner, patches)
         try:
-            after = _states(part, block, clip_skip, lambda encoded, start=done: step(start + encoded, total))
+            after = _states(part, block, clip_skip, partial(_tell, step, first + len(block), total))
         finally:
             part.ledger.restore(part.owner)
-        done += len(block)
         moved = [(new - old).abs().mean(dim=(1, 2)) for new, old in zip(after, before, strict=True)]
         found.append(torch.stack(moved, dim=1))  # (block, encoders)
     step(total, total)
     return torch.cat(found)
+
+
+def _tell(step: Step, first: int, total: int, encoded: int) -> None:
+    step(first + encoded, total)
 
 
 def _states(part: TextPart, tokens: Tensor, clip_skip: int, tell: Callable[[int], None]) -> list[Tensor]:

@@ -43,6 +43,7 @@ MODULES: dict[str, str] = {
     "inspect": "lora_ext.merge.inspect",
     "metadata": "lora_ext.merge.metadata",
     "repair": "lora_ext.merge.repair",
+    "interrogate": "lora_ext.merge.interrogate",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 

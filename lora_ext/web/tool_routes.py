@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from lora_ext.checkpoint.devices import choose_device
+from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.config.fields import Setting
 from lora_ext.jobs.runner import JobRunner
 from lora_ext.jobs.tool_job import ToolRunner, ToolStatus
@@ -19,7 +21,7 @@ from lora_ext.merge.tools import MODULES, Tool, make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
 from lora_ext.protocols import Control, Host, Progress, UserError
 from lora_ext.web.form_values import shown_value
-from lora_ext.web.tool_files import ToolFiles
+from lora_ext.web.tool_files import LOADED, ToolFiles
 from lora_ext.web.tool_report import report_html
 
 _NEVER_STORE = {"Cache-Control": "no-store"}
@@ -41,7 +43,16 @@ def add_tool_routes(router: APIRouter, runner: JobRunner, tools: ToolRunner, hos
         device = device_of(getattr(settings, "device", "cpu"), host, _in_training(runner))
 
         def work_of(control: Control, progress: Progress) -> Work:
-            return Work(device, control, progress, files.find_network, files.find_checkpoint)
+            return Work(device, control, progress, files.find_network, files.find_checkpoint, open_text)
+
+        def open_text(text: str) -> AbstractContextManager[TextPart]:
+            from lora_ext.host.text_parts import borrowed_text, stored_text
+
+            path = files.find_checkpoint(text or LOADED)
+            if path is None:
+                raise UserError(f"{text}: there is no such checkpoint; choose one of the list")
+            is_free = path == host.loaded_checkpoint() and not _in_training(runner)
+            return borrowed_text(host) if is_free else stored_text(path, device)
 
         def tell(report: ToolReport) -> None:
             for each in report.files:

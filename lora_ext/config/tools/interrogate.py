@@ -15,7 +15,7 @@ class InterrogateSettings:
         "", "Network", "Name or file of a network that changes the text encoder.", sd_scripts="", kind="network"
     )
     checkpoint: str = setting(
-        "", "Checkpoint", "Name or file of the checkpoint that the network is for; in the tab, empty is the loaded one.",
+        "", "Checkpoint", "Name or file of the checkpoint that it is for; in the tab, the loaded one where empty.",
         sd_scripts="", kind="checkpoint",
     )  # fmt: skip
     top: int = setting(
