@@ -32,6 +32,8 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "convert": "lora_ext.merge.convert",
+    "dylora-split": "lora_ext.merge.dylora_split",
     "extract": "lora_ext.merge.extract",
     "merge-networks": "lora_ext.merge.merge_networks",
 }
