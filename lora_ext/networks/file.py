@@ -84,6 +84,21 @@ def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     replace_file(path, _serialised(cast, complete))
 
 
+def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> int:
+    """How many bytes `write_network` writes; of the tensors, shapes and dtypes suffice (device "meta")."""
+    outlines = {
+        name: torch.empty_like(
+            tensor, dtype=_PRECISIONS[precision] if tensor.is_floating_point() else tensor.dtype, device="meta"
+        )
+        for name, tensor in tensors.items()
+    }
+    entries = _entries(outlines)
+    complete = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+    return len(header_bytes(entries, complete)) + max(
+        (entry["data_offsets"][1] for entry in entries.values()), default=0
+    )
+
+
 def write_tensors(
     path: Path,
     outlines: Mapping[str, Tensor],
