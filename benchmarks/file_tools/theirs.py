@@ -32,7 +32,7 @@ def call(function, module):
     """Call it as the script's own last lines do."""
     if function.__name__ == "main":
         return function()
-    options = module.setup_parser().parse_args()
+    module.args = options = module.setup_parser().parse_args()  # global there, and some functions read it
     if len(inspect.signature(function).parameters) == 1:
         return function(options)
     return function(**vars(options))

@@ -61,6 +61,10 @@ class _Declared:
         """The rank that a module should have."""
         return self.conv_dim if each.has_kernel else self.dim
 
+    def folded(self, each: _Alpha) -> float:
+        """What rsLoRA's alpha is multiplied by in files; a changed file's metadata may hold the product already."""
+        return math.sqrt(each.rank) if self.rank_stabilised else 1.0
+
     def alpha_of(self, each: _Alpha) -> float | None:
         """The alpha that a module should have."""
         alpha = self.conv_alpha if each.has_kernel else self.alpha
@@ -189,7 +193,7 @@ def _other_alphas(compared: Iterable[_Alpha], declared: _Declared) -> Iterator[F
     for each in compared:
         alpha, said = each.alpha, declared.alpha_of(each)
         assert alpha is not None and said is not None
-        if not math.isclose(alpha, said, rel_tol=_CLOSE):
+        if not any(math.isclose(alpha, right, rel_tol=_CLOSE) for right in (said, said / declared.folded(each))):
             other.append((each.key, alpha, said))
     if other:
         key, alpha, said = other[0]

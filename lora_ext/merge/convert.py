@@ -130,7 +130,7 @@ def _report(plan: _Plan, written: OutputFile) -> ToolReport:
     warnings = []
     if plan.converted.filled:
         warnings.append(
-            f"{plan.converted.filled} modules have fewer ranks than the others, which diffusers takes for one strength: "
+            f"{plan.converted.filled} modules have fewer ranks than others, which diffusers takes for one strength: "
             "theirs are filled up with zeros"
         )
     if plan.converted.rounded and plan.precision != "float":

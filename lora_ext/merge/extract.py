@@ -93,7 +93,7 @@ class _Plan:
         keys = self.unet + (self.text if wants_text else [])
         groups, others = self.pair.groups(keys), self.pair.other_tensors(keys)
         total = len(groups) + len(others)
-        found = Found(keys, None if wants_text else largest, LeftOut(), self.settings.min_diff)
+        found = Found(keys, None if wants_text else largest, LeftOut(), self.settings.min_diff, self._missing())
         for done, group in enumerate(groups):
             work.step(done, total)
             for key, change in self.pair.differences(group):
@@ -119,6 +119,10 @@ class _Plan:
             if not largest <= self.settings.min_diff:
                 break
         return largest
+
+    def _missing(self) -> list[str]:
+        wanted = self.settings.what.split(",")
+        return self.pair.missing("unet" in wanted, "te" in wanted, self.convolutions is not None)
 
     def _choice(self, key: str) -> RankChoice:
         is_kernel = math.prod(self.pair.base.weights[key].shape[2:]) > 1

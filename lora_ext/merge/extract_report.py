@@ -30,13 +30,15 @@ _NAMED = 3
 class Found:
     """What two checkpoints differ in: by module, and what no module holds.
 
-    `skipped_text` is the largest difference in text encoders that are left out for it; None where none are.
+    `skipped_text` is the largest difference in text encoders that are left out for it; None where none are. `missing`
+    are the modules that only one of both checkpoints has.
     """
 
     keys: Sequence[str]
     skipped_text: float | None
     left_out: LeftOut
     min_diff: float
+    missing: Sequence[str] = ()
     modules: dict[str, Extracted] = field(default_factory=dict)
 
     @property
@@ -134,6 +136,11 @@ def _warnings(pair: CheckpointPair, found: Found) -> list[str]:
         warnings.append(
             f"The text encoders differ by {found.skipped_text:.3g} at most, less than min_diff = {found.min_diff:g}: "
             "they are left out; a smaller one takes them."
+        )
+    if found.missing:
+        count = len(found.missing)
+        warnings.append(
+            f"{count} modules are in one of both checkpoints alone: they are left out ({_first(found.missing)})."
         )
     same = [key for key in found.keys if key not in found.modules]
     if same:

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_ext.merge.low_rank_out import factor_tensors
-from lora_ext.merge.spectrum import Svd, dense_svd
+from lora_ext.merge.spectrum import Svd, dense_svd, squared_norm
 from lora_ext.networks.weight_delta import exact_matmul
-
-_CHUNK = 2**20  # numbers
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,6 @@ def extracted(
     with exact_matmul():
         lost = squared_norm(matrix.addmm(up, down, alpha=-1))
     return Extracted({suffix: each.cpu() for suffix, each in tensors.items()}, svd.values.cpu(), size, lost)
-
-
-def squared_norm(values: Tensor) -> float:
-    """Σ x² of an fp32 tensor, summed in fp64 without a copy of it."""
-    return sum(float(part.double().square().sum()) for part in values.flatten().split(_CHUNK))
 
 
 def _clamped(svd: Svd, shape: torch.Size, quantile: float) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lora_ext.checkpoint.layouts import LAYOUTS
-from lora_ext.merge.checkpoint_pair import CheckpointPair, difference
+from lora_ext.merge.checkpoint_pair import CheckpointPair, difference, same
 
 VAE = "VAE"
-_CHUNK = 2**20  # numbers
+_CHUNK = 2**16  # numbers: a processor's cache holds what is widened
 
 
 @dataclass
@@ -59,12 +59,17 @@ def kind_of(pair: CheckpointPair, name: str, tensor: Tensor) -> str:
 
 def squared_change(before: Tensor, after: Tensor) -> float:
     """‖after - before‖², summed in fp64 without a whole copy of either."""
+    if same(before, after):
+        return 0.0
     return sum(float(difference(a, b).double().square().sum()) for a, b in _chunks(before, after))
 
 
 def largest_change(before: Tensor, after: Tensor) -> float:
     """max |after - before|; NaN where one of the values is."""
-    return max((float(difference(a, b).abs().max()) for a, b in _chunks(before, after)), default=0.0)
+    if same(before, after):
+        return 0.0
+    found = [float(difference(a, b).abs().max()) for a, b in _chunks(before, after)]
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def _chunks(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -40,13 +40,14 @@ def factor_tensors(svd: Svd, shape: Sequence[int], scale: float = 1.0) -> dict[s
     """lora_up, lora_down and alpha, in fp32 by suffix, of ΔW = scale · svd in the shape (out, in) or (out, in, kh, kw).
 
     Alpha is scale · rank. Each factor has the root of a singular value, so that neither loses more than the other when
-    they are rounded to half precision.
+    they are rounded to half precision; where the value is zero, up alone is.
     """
     rank, kernel = len(svd.values), tuple(shape[2:])
     roots = svd.values.sqrt()
+    rows = torch.where(roots > 0, roots, 1.0)[:, None] * svd.right
     return {
         "lora_up.weight": (svd.left * roots).reshape(shape[0], rank, *[1] * len(kernel)).contiguous(),
-        "lora_down.weight": (roots[:, None] * svd.right).reshape(rank, shape[1], *kernel).contiguous(),
+        "lora_down.weight": rows.reshape(rank, shape[1], *kernel).contiguous(),
         "alpha": torch.tensor(scale * rank),
     }
 
@@ -104,7 +105,7 @@ def _joined(found: set[tuple[int, float]]) -> tuple[str, str]:
     ranks, alphas = ({pair[place] for pair in found} for place in (0, 1))
     return (
         str(next(iter(ranks))) if len(ranks) == 1 else _DYNAMIC,
-        f"{next(iter(alphas)):.6g}" if len(alphas) == 1 else _DYNAMIC,
+        str(next(iter(alphas))) if len(alphas) == 1 else _DYNAMIC,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +11,31 @@ from torch import Tensor
 from lora_ext.config.tools.repair import RepairSettings
 from lora_ext.merge.dead_modules import changes_nothing
 from lora_ext.merge.findings import modules_words, some_of
+from lora_ext.merge.low_rank_out import Source, changed_metadata
+from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, read_network
 from lora_ext.networks.weight_delta import UnsupportedNetworkError, module_delta
 from lora_ext.protocols import UserError
 
-COMMENT = "ss_training_comment"
 _HEADER = 200  # bytes of a file's header for each tensor
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What is left of a network: its tensors by their own names; why modules were left out, and how many tensors."""
+    """What is left of a network: its tensors by their own names, its modules; and what was left out, and why."""
 
     tensors: dict[str, Tensor]
+    modules: dict[str, dict[str, Tensor]]
     damaged: Mapping[str, str]
     without_effect: tuple[str, ...]
     duplicates: tuple[str, ...]
+
+    @property
+    def left_out(self) -> int:
+        """How many modules are left out."""
+        return len(self.damaged) + len(self.without_effect)
 
 
 def repaired(file: NetworkFile) -> Repaired:
@@ -38,6 +44,8 @@ def repaired(file: NetworkFile) -> Repaired:
     What nobody here understands is kept. Raises UserError where no module is left.
     """
     network = file.network
+    if not network.modules:
+        raise UserError(f"{file.path} holds no network: none of its {len(file.tensors)} tensors is one of a network")
     damaged: dict[str, str] = {}
     idle = []
     for key, tensors in network.modules.items():
@@ -50,10 +58,10 @@ def repaired(file: NetworkFile) -> Repaired:
             continue
         if changes_nothing(tensors):
             idle.append(key)
-    if network.modules and len(damaged) + len(idle) == len(network.modules):
+    if len(damaged) + len(idle) == len(network.modules):
         raise UserError(
-            f"{file.path}: {modules_words(len(damaged))} cannot be applied and {modules_words(len(idle))} change nothing: "
-            "there is nothing left to write; get the file again, or take another epoch"
+            f"{file.path}: nothing would be left: {modules_words(len(damaged))} cannot be applied, and "
+            f"{modules_words(len(idle))} change nothing; get the file again, or take another epoch"
         )
     gone = {*damaged, *idle}
     twice = tuple(name for name in network.unknown if name in network.places)
@@ -62,7 +70,8 @@ def repaired(file: NetworkFile) -> Repaired:
         for name, tensor in file.tensors.items()
         if name not in twice and (name not in network.places or network.places[name][0] not in gone)
     }
-    return Repaired(kept, damaged, tuple(idle), twice)
+    modules = {key: tensors for key, tensors in network.modules.items() if key not in gone}
+    return Repaired(kept, modules, damaged, tuple(idle), twice)
 
 
 def preview(settings: RepairSettings, work: Work) -> ToolReport:
@@ -76,8 +85,10 @@ def run(settings: RepairSettings, work: Work) -> ToolReport:
     if not settings.out.strip():
         raise UserError("no output is given: name the file to write (--out FILE.safetensors)")
     out = check_output(Path(settings.out), [path], settings.overwrite, path.stat().st_size)
+    check_memory(3 * path.stat().st_size, f"repairing {path.name}")
     file, result = _repaired(settings, work)
-    metadata = {**file.metadata, COMMENT: _comment(file.metadata.get(COMMENT), result)}
+    what = f"repaired: {modules_words(result.left_out)} left out"
+    metadata = changed_metadata(file.metadata, result.modules, what, [Source.of(file)], out)
     written = write_result(out, result.tensors, metadata, precision_of(settings.precision, result.tensors), work)
     work.step(1, 1)
     return _report(file, result, settings, written)
@@ -89,38 +100,27 @@ def _repaired(settings: RepairSettings, work: Work) -> tuple[NetworkFile, Repair
     return file, repaired(file)
 
 
-def _comment(before: str | None, result: Repaired) -> str:
-    """The metadata's comment with what was done."""
-    done = f"repaired: {modules_words(len(result.damaged) + len(result.without_effect))} left out"
-    return done if before in (None, "", "None") else f"{before}; {done}"
-
-
 def _report(
     file: NetworkFile, result: Repaired, settings: RepairSettings, written: OutputFile | None = None
 ) -> ToolReport:
-    left = len(file.network.modules) - len(result.damaged) - len(result.without_effect)
-    facts = {"modules left": f"{left} of {len(file.network.modules)}"}
-    if result.damaged:
-        reasons = Counter(result.damaged.values())
-        facts["left out, damaged"] = (
-            f"{len(result.damaged)} ({some_of(list(result.damaged))}): {some_of(list(reasons))}"
-        )
-    if result.without_effect:
-        facts["left out, without effect"] = f"{len(result.without_effect)} ({some_of(result.without_effect)})"
+    count = len(file.network.modules)
+    facts = {"modules left": f"{len(result.modules)} of {count}"}
+    for words, names in (("damaged", tuple(result.damaged)), ("without effect", result.without_effect)):
+        if names:
+            facts[f"left out, {words}"] = f"{len(names)} ({some_of(names)})"
     if result.duplicates:
         facts["left out, there twice"] = f"{len(result.duplicates)} tensors ({some_of(result.duplicates)})"
     warnings = []
     if result.damaged:
-        share = f"{len(result.damaged)} of {len(file.network.modules)}"
+        key, reason = next(iter(result.damaged.items()))
         warnings.append(
-            f"what the {share} damaged modules were to do is lost: pictures may differ from the trained one's"
+            f"what {len(result.damaged)} of {count} modules were to do is lost ({key}: {reason}): pictures differ from "
+            "those that the network was made for"
         )
     if written is None and settings.out.strip():
         written = OutputFile(Path(settings.out), _size(result.tensors))
     details = {"damaged": dict(result.damaged), "without_effect": list(result.without_effect)}
-    title = (
-        f"{file.path.name}: {'repaired' if result.damaged or result.without_effect or result.duplicates else 'whole'}"
-    )
+    title = f"{file.path.name}: {modules_words(result.left_out)} left out"
     return ToolReport(title, facts, (), warnings, (written,) if written else (), "", details)
 
 

@@ -12,6 +12,7 @@ from lora_ext.networks.weight_delta import exact_matmul
 
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
+_PIECE = 2**16  # numbers
 _OVERSAMPLE = 16
 _MAX_ROUNDS = 40
 _ENOUGH = 1e-5  # gain in one more round, as a share of what is not reached
@@ -72,8 +73,8 @@ def factored_svds(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) 
         count = max(1, _BATCH // (up_shape.numel() + down_shape.numel()))
         for start in range(0, len(places), count):
             chosen = places[start : start + count]
-            ups = torch.stack([pairs[place][0].to(device) for place in chosen])
-            downs = torch.stack([pairs[place][1].to(device) for place in chosen])
+            ups = torch.stack([_widened(pairs[place][0].to(device)) for place in chosen])
+            downs = torch.stack([_widened(pairs[place][1].to(device)) for place in chosen])
             yield from zip(chosen, _decomposed(ups, downs), strict=True)
 
 
@@ -93,6 +94,31 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
     kept = smaller if rank is None else min(rank, smaller)
     lost = float(values[kept:].double().square().sum().sqrt())
     return Svd(left[:, :kept], values[:kept], right[:kept], lost)
+
+
+def squared_norm(values: Tensor) -> float:
+    """Σ x² of fp32 numbers, summed in fp64 piece by piece, so that a processor's cache holds what is widened."""
+    return sum(float(part.double().square().sum()) for part in values.flatten().split(_PIECE))
+
+
+@torch.no_grad()
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value of a matrix (m, n) in fp32: subspace iteration until it changes by 1e-6."""
+    count = min(_OVERSAMPLE, *matrix.shape)
+    reached = matrix @ _random(matrix.shape[1], count, matrix.device)
+    largest = 0.0
+    with exact_matmul():
+        for _ in range(_MAX_ROUNDS):
+            reached = matrix @ torch.linalg.qr(matrix.mT @ torch.linalg.qr(reached)[0])[0]
+            before, largest = largest, _energy(reached, 1) ** 0.5
+            if largest - before <= 1e-6 * largest:
+                break
+    return largest
+
+
+def _widened(stored: Tensor) -> Tensor:
+    """As fp32, unless it is fp64: files may have factors of several types, and of 8 bits."""
+    return stored if stored.dtype == torch.float64 else stored.float()
 
 
 def _decomposed(ups: Tensor, downs: Tensor) -> list[FactoredSvd]:
@@ -133,9 +159,8 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
 
 
 def _first_values(matrix: Tensor, rank: int) -> Svd:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[1], rank + _OVERSAMPLE, generator=generator).to(matrix.device)
-    energy = float(matrix.double().square().sum())
+    start = _random(matrix.shape[1], rank + _OVERSAMPLE, matrix.device)
+    energy = squared_norm(matrix)
     with exact_matmul():
         reached = matrix @ start
         captured = 0.0
@@ -150,6 +175,11 @@ def _first_values(matrix: Tensor, rank: int) -> Svd:
         left, values, right = basis @ inner[:, :rank], values[:rank], right[:rank]
         lost = float(torch.addmm(matrix, left * values, right, alpha=-1).norm())
     return Svd(left, values, right, lost)
+
+
+def _random(rows: int, columns: int, device: torch.device) -> Tensor:
+    """The same normal numbers every time, on every device."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _energy(columns: Tensor, rank: int) -> float:

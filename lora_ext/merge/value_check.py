@@ -26,7 +26,7 @@ _WHOLE = {"diff", "diff_b", "w_norm", "b_norm", "weight", "bias_values", "rescal
 
 @dataclass(frozen=True)
 class NumberFacts:
-    """Counts of one tensor's numbers: `scattered` zeros are not those of rows or columns of zeros, `lost` are numbers
+    """Counts of one tensor's numbers: `scattered` zeros are not those of ranks without effect, `lost` are numbers
     other than 0 that fp16 makes 0, `fine` those that it has below its normal range, with fewer digits. `largest` is the
     largest magnitude among the finite ones.
     """
@@ -69,10 +69,12 @@ def number_facts(tensor: Tensor) -> NumberFacts:
 
 
 def _scattered(is_zero: Tensor) -> int:
+    """Zeros outside of ranks that are zero altogether: the slices along a factor's short side."""
     if is_zero.ndim < 2:
         return 0
     zeros = is_zero.flatten(1)  # (rows, columns)
-    return int((zeros & ~zeros.all(dim=0) & ~zeros.all(dim=1, keepdim=True)).sum())
+    across = 0 if zeros.shape[0] > zeros.shape[1] else 1
+    return int((zeros & ~zeros.all(dim=across, keepdim=True)).sum())
 
 
 def measured_numbers(network: NetworkModules) -> dict[Place, NumberFacts]:

@@ -15,7 +15,7 @@ class RepairSettings:
         "", "Network", "Name or file of the network; it stays as it is.", sd_scripts="", kind="network"
     )  # fmt: skip
     precision: str = setting(
-        "as stored", "Precision", "How the numbers are stored: as stored is the file's own precision, and loses nothing.",
+        "as stored", "Precision", "How numbers are stored: as stored is the file's own precision, and loses nothing.",
         choices=("as stored", "fp32", "fp16", "bf16"), sd_scripts="",
     )  # fmt: skip
     out: str = setting("", "Output", "The file to write, a .safetensors.", sd_scripts="", kind="output")

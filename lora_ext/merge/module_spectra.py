@@ -1,0 +1,212 @@
+"""What resizing knows of a network: each module's singular values, and what of the file stays as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lora_ext.merge.low_rank_out import factor_tensors
+from lora_ext.merge.spectrum import Svd, dense_svd, factored_svds
+from lora_ext.networks.formats import NetworkModules
+from lora_ext.networks.weight_delta import LowRankFactors, ModuleDelta, module_deltas
+from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
+from lora_ext.protocols import UserError
+
+Shapes = Mapping[str, Sequence[int]]
+"""Module key → shape of the weight in a checkpoint."""
+
+_BIAS = "lora_up.bias"
+_KERNEL_3 = re.compile(
+    r"_(conv1|conv2|conv_in|conv_out|(?:down|up)samplers_\d+_conv|in_layers_2|out_layers_3|input_blocks_0_0|out_2|op)$"
+    r"|_output_blocks_\d+_[12]_conv$"
+)
+
+
+@dataclass(frozen=True)
+class ModuleSpectrum:
+    """The singular values (k,) of a module's ΔW / scale, in fp64 on the CPU, and how to get the first of its vectors.
+
+    `energy` is the sum of the squares of all of them, also of those that are not in `values`. `extra` are tensors by
+    suffix that go beside the factors: lengths of DoRA, a bias. `algorithm` and `rank` are the file's, None where it has
+    no rank.
+    """
+
+    key: str
+    algorithm: str
+    values: Tensor
+    energy: float
+    scale: float
+    shape: tuple[int, ...]
+    rank: int | None
+    cut: Callable[[int], Svd]
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(out, in·kh·kw)."""
+        return self.shape[0], prod(self.shape[1:])
+
+    @property
+    def scaled_values(self) -> Tensor:
+        """The singular values of ΔW itself."""
+        return self.values * abs(self.scale)
+
+    def kept(self, places: Tensor) -> float:
+        """The share of ‖ΔW‖² in the singular values at these places; 1 where there is nothing to lose."""
+        return min(float(self.values[places].square().sum()) / self.energy, 1.0) if self.energy else 1.0
+
+    def tensors(self, places: Tensor, rescale: float = 1.0) -> dict[str, Tensor]:
+        """The module's tensors by suffix, on the CPU, with the singular values at these places alone."""
+        svd = self.cut(int(places.max()) + 1)
+        chosen = places.to(svd.values.device)
+        picked = Svd(svd.left[:, chosen], svd.values[chosen] * rescale, svd.right[chosen])
+        made = factor_tensors(picked, self.shape, self.scale)
+        return {name: tensor.cpu() for name, tensor in made.items()} | {
+            name: tensor.float() * rescale if name == _BIAS else tensor for name, tensor in self.extra.items()
+        }
+
+    def outline(self, rank: int) -> dict[str, Tensor]:
+        """The names and shapes of `tensors` for a rank, without values except alpha's."""
+        none = torch.empty(0, 0, device="meta")
+        shapes = Svd(
+            none.new_empty(self.shape[0], rank), none.new_empty(rank), none.new_empty(rank, self.matrix_shape[1])
+        )
+        return factor_tensors(shapes, self.shape, self.scale) | self.extra
+
+
+@dataclass(frozen=True)
+class NetworkSpectrum:
+    """A network's modules with their singular values; by key and suffix what has none; other tensors by name."""
+
+    modules: list[ModuleSpectrum]
+    kept: dict[str, dict[str, Tensor]]
+    others: dict[str, Tensor]
+
+
+def resizable(network: NetworkModules) -> dict[str, ModuleDelta]:
+    """What the modules of a network do that have singular values, by key; of DoRA what is done before the lengths.
+
+    Raises UserError, naming the module, where tensors are damaged, or where the change depends on the weight.
+    """
+    deltas = module_deltas({key: _without_lengths(module) for key, module in network.modules.items()})
+    for key, delta in deltas.items():
+        if delta.needs_weight:
+            raise UserError(
+                f"{key}: {delta.algorithm} changes a weight by what it is, so that it has no rank of its own; merge it "
+                "into a checkpoint, and extract a network of the wanted rank from that"
+            )
+    return {
+        key: delta
+        for key, delta in deltas.items()
+        if "weight" in delta.parameters and len(delta.shape_for(())) in (2, 4)
+    }
+
+
+def network_spectrum(
+    network: NetworkModules,
+    tensors: Mapping[str, Tensor],
+    chosen: Mapping[str, ModuleDelta],
+    device: torch.device,
+    step: Callable[[int, int], None],
+    rank_of: Callable[[Sequence[int]], int | None] | None = None,
+    weights: Shapes | None = None,
+) -> NetworkSpectrum:
+    """The singular values of `chosen` modules of a file that is read as `network`; it stores `tensors` by name.
+
+    `rank_of` tells the only rank that is wanted of a weight's shape, where there is one: that saves work on modules
+    without factors. `weights` are the checkpoint's shapes, where it is known.
+    """
+    kept = {key: dict(module) for key, module in network.modules.items() if key not in chosen}
+    factored = {key: delta.low_rank for key, delta in chosen.items() if delta.low_rank is not None}
+    found: dict[str, ModuleSpectrum] = {}
+    for key, spectrum in _factored(factored, device):
+        found[key] = spectrum
+        step(len(found), len(chosen))
+    for key in (key for key in chosen if key not in factored):
+        found[key] = _dense(key, chosen[key], device, rank_of, weights or {})
+        step(len(found), len(chosen))
+    modules = [_with_extra(found[key], chosen[key], network.modules[key]) for key in chosen]
+    return NetworkSpectrum(modules, kept, _others(network, tensors))
+
+
+def _without_lengths(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {suffix: tensor for suffix, tensor in tensors.items() if suffix != DORA}
+
+
+def _factored(factors: Mapping[str, LowRankFactors], device: torch.device) -> Iterable[tuple[str, ModuleSpectrum]]:
+    keys = list(factors)
+    pairs = [(factors[key].up, factors[key].down) for key in keys]
+    for place, svd in factored_svds(pairs, device):
+        key, parts = keys[place], factors[keys[place]]
+        values = svd.values.cpu()
+        energy = float(values.square().sum())
+        yield key, ModuleSpectrum(key, "LoRA", values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut)
+
+
+def _dense(
+    key: str,
+    delta: ModuleDelta,
+    device: torch.device,
+    rank_of: Callable[[Sequence[int]], int | None] | None,
+    weights: Shapes,
+) -> ModuleSpectrum:
+    """ΔW is made, and again for the vectors: they would fill the memory until all ranks are chosen."""
+    flat = delta.shape_for(())
+    shape = _kernel_shape(key, flat, weights.get(key))
+    matrix = flat[0], prod(flat[1:])
+
+    def made() -> Tensor:
+        return delta.delta(torch.empty(1, device=device).expand(flat)).reshape(matrix)
+
+    wanted = None if rank_of is None else rank_of(shape)
+    if wanted is not None:
+        svd = dense_svd(made(), wanted)
+        values = svd.values.double().cpu()
+        energy = float(values.square().sum()) + svd.lost**2
+        return ModuleSpectrum(
+            key, delta.algorithm, values, energy, 1.0, shape, delta.rank, lambda rank: _first(svd, rank)
+        )
+    values = torch.linalg.svdvals(made()).double().cpu()
+    energy = float(values.square().sum())
+    return ModuleSpectrum(
+        key, delta.algorithm, values, energy, 1.0, shape, delta.rank, lambda rank: dense_svd(made(), rank)
+    )
+
+
+def _first(svd: Svd, rank: int) -> Svd:
+    return Svd(svd.left[:, :rank], svd.values[:rank], svd.right[:rank])
+
+
+def _kernel_shape(key: str, flat: tuple[int, ...], weight: Sequence[int] | None) -> tuple[int, ...]:
+    """The weight's shape: LyCORIS stores some convolutions as (out, in·kh·kw), and their kernel nowhere.
+
+    Without a checkpoint to ask, the layer's name tells it.
+    """
+    if weight is not None and prod(weight) == prod(flat):
+        return tuple(weight)
+    if len(flat) == 2 and flat[1] % 9 == 0 and _KERNEL_3.search(key):
+        return (flat[0], flat[1] // 9, 3, 3)
+    return flat
+
+
+def _with_extra(spectrum: ModuleSpectrum, delta: ModuleDelta, tensors: Mapping[str, Tensor]) -> ModuleSpectrum:
+    """With the tensors that stand beside factors. The scale stays, so that a LoRA's bias does too."""
+    extra = {DORA: tensors[DORA]} if DORA in tensors else {}
+    if delta.bias is not None:
+        extra[_BIAS] = tensors.get(_BIAS, delta.bias)
+    return replace(spectrum, extra=extra)
+
+
+def _others(network: NetworkModules, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings and what nobody understands, by the names that they have."""
+    embeddings = {
+        f"bundle_emb.{name}.{part}": tensor
+        for name, parts in network.embeddings.items()
+        for part, tensor in parts.items()
+    }
+    return {name: tensors[name] for name in network.unknown} | embeddings
