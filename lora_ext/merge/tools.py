@@ -35,15 +35,17 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "resize": "lora_ext.merge.resize",
+    "merge-networks": "lora_ext.merge.merge_networks",
     "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
     "extract": "lora_ext.merge.extract",
-    "merge-networks": "lora_ext.merge.merge_networks",
-    "resize": "lora_ext.merge.resize",
     "check": "lora_ext.merge.check",
-    "inspect": "lora_ext.merge.inspect",
-    "metadata": "lora_ext.merge.metadata",
     "repair": "lora_ext.merge.repair",
+    "inspect": "lora_ext.merge.inspect",
     "interrogate": "lora_ext.merge.interrogate",
+    "metadata": "lora_ext.merge.metadata",
+    "convert": "lora_ext.merge.convert",
+    "dylora-split": "lora_ext.merge.dylora_split",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
