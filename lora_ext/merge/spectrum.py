@@ -12,7 +12,7 @@ from lora_ext.networks.weight_delta import exact_matmul
 
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
-_PIECE = 2**16  # numbers
+_PIECE, _LARGE_PIECE = 2**16, 2**24  # numbers
 _OVERSAMPLE = 16
 _MAX_ROUNDS = 40
 _ENOUGH = 1e-5  # gain in one more round, as a share of what is not reached
@@ -98,7 +98,8 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
 
 def squared_norm(values: Tensor) -> float:
     """Σ x² of fp32 numbers, summed in fp64 piece by piece, so that a processor's cache holds what is widened."""
-    return sum(float(part.double().square().sum()) for part in values.flatten().split(_PIECE))
+    pieces = values.flatten().split(_PIECE if values.device.type == "cpu" else _LARGE_PIECE)
+    return sum(float(piece.double().square().sum()) for piece in pieces)
 
 
 @torch.no_grad()
