@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import against_builtin, against_sd_scripts
+from benchmarks import against_builtin, against_file_tools, against_sd_scripts
 from benchmarks.subjects import SIZES, checkpoint_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,8 @@ MEASUREMENTS = ("training", "rendering", "switching")
 
 def main() -> int:
     """Measure, print, and write the JSON file where one is asked for."""
+    if "--file-tools" in sys.argv[1:]:
+        return against_file_tools.main(sys.argv[1:])
     if any(argument.startswith("--against-sd-scripts") for argument in sys.argv[1:]):
         return against_sd_scripts.main(sys.argv[1:])
     if any(argument.startswith("--against-builtin") for argument in sys.argv[1:]):
@@ -46,7 +48,8 @@ def parse_arguments() -> argparse.Namespace:
         prog="run.py bench",
         description="Measure training, rendering and switching.",
         epilog="--against-sd-scripts DIR compares training with sd-scripts' instead, --against-builtin WEBUI applying "
-        "networks with the WebUI's built-in Lora; both have options of their own.",
+        "networks with the WebUI's built-in Lora; with --file-tools the first compares merging, resizing and "
+        "extracting. All have options of their own.",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_ext.host.standalone.host import StandaloneHost
 
 TESTS = Path(__file__).resolve().parent
-for folder in (TESTS.parent, TESTS / "host"):  # the package, and modules that tests share
+for folder in (TESTS.parent, TESTS / "host", TESTS / "webui"):  # the package, and modules that tests share
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

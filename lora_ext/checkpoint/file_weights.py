@@ -59,6 +59,11 @@ def open_checkpoint_file(path: Path) -> CheckpointFile:
     """
     file = open_tensor_file(path)
     refuse_other_kinds(path, file.shapes)
+    return checkpoint_in(file)
+
+
+def checkpoint_in(file: TensorFile) -> CheckpointFile:
+    """The checkpoint whose tensors these are, by their names and shapes alone."""
     architecture = architecture_of(file.shapes)
     layout = LAYOUTS[architecture]
     weights: dict[str, WeightView] = {}

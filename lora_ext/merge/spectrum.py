@@ -12,6 +12,7 @@ from lora_ext.networks.weight_delta import exact_matmul
 
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
+_PIECE, _LARGE_PIECE = 2**16, 2**24  # numbers
 _OVERSAMPLE = 16
 _MAX_ROUNDS = 40
 _LANCZOS_STEPS = 120
@@ -73,8 +74,8 @@ def factored_svds(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) 
         count = max(1, _BATCH // (up_shape.numel() + down_shape.numel()))
         for start in range(0, len(places), count):
             chosen = places[start : start + count]
-            ups = torch.stack([pairs[place][0].to(device) for place in chosen])
-            downs = torch.stack([pairs[place][1].to(device) for place in chosen])
+            ups = torch.stack([_widened(pairs[place][0].to(device)) for place in chosen])
+            downs = torch.stack([_widened(pairs[place][1].to(device)) for place in chosen])
             yield from zip(chosen, _decomposed(ups, downs), strict=True)
 
 
@@ -94,6 +95,12 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
     kept = smaller if rank is None else min(rank, smaller)
     lost = float(values[kept:].double().square().sum().sqrt())
     return Svd(left[:, :kept], values[:kept], right[:kept], lost)
+
+
+def squared_norm(values: Tensor) -> float:
+    """Σ x² of fp32 numbers, summed in fp64 piece by piece, so that a processor's cache holds what is widened."""
+    pieces = values.flatten().split(_PIECE if values.device.type == "cpu" else _LARGE_PIECE)
+    return sum(float(piece.double().square().sum()) for piece in pieces)
 
 
 @torch.no_grad()
@@ -117,6 +124,11 @@ def spectral_norm(matrix: Tensor) -> float:
             if float(vector.norm()) <= 1e-7 * largest or (step > 8 and largest - before <= 1e-7 * largest):
                 break
     return float(largest**0.5)
+
+
+def _widened(stored: Tensor) -> Tensor:
+    """As fp32, unless it is fp64: files may have factors of several types, and of 8 bits."""
+    return stored if stored.dtype == torch.float64 else stored.float()
 
 
 def _decomposed(ups: Tensor, downs: Tensor) -> list[FactoredSvd]:
@@ -158,7 +170,7 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
 
 def _first_values(matrix: Tensor, rank: int) -> Svd:
     start = _random(matrix.shape[1], rank + _OVERSAMPLE, matrix.device)
-    energy = float(matrix.double().square().sum())
+    energy = squared_norm(matrix)
     with exact_matmul():
         reached = matrix @ start
         captured = 0.0

@@ -32,7 +32,12 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
+    "extract": "lora_ext.merge.extract",
+    "merge-networks": "lora_ext.merge.merge_networks",
     "resize": "lora_ext.merge.resize",
+    "check": "lora_ext.merge.check",
+    "repair": "lora_ext.merge.repair",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,27 @@ def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pre
     return len(header_bytes(entries, complete)) + max(
         (entry["data_offsets"][1] for entry in entries.values()), default=0
     )
+
+
+def write_tensors(
+    path: Path,
+    outlines: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    content: Callable[[str], Iterable[bytes]],
+) -> None:
+    """Write tensors that need not be in memory together; a file there is replaced at once.
+
+    Of the outlines shapes and dtypes matter (device "meta"); `content(name)` gives a tensor's bytes, and is asked for
+    them in their order in the file. Raises UserError where the file cannot be written.
+    """
+    entries = _entries(outlines)
+
+    def chunks() -> Iterator[bytes]:
+        yield header_bytes(entries, metadata)
+        for name in entries:
+            yield from content(name)
+
+    replace_file(path, chunks())
 
 
 def cast_tensors(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:

@@ -257,34 +257,42 @@ def _checkpoint_values(facts: RunFacts) -> dict[str, Any]:
         "vae_hash": checkpoint.vae_legacy_hash,
         "new_vae_hash": checkpoint.vae_sha256,
         "v2": checkpoint.architecture == "SD2",
-        "base_model_version": _base_model_version(checkpoint),
+        "base_model_version": base_model_version(checkpoint.architecture, checkpoint.prediction_type),
     }
 
 
-def _base_model_version(checkpoint: CheckpointFacts) -> str:
-    if checkpoint.architecture == "SD2":
-        return "sd_v2_v" if checkpoint.prediction_type == "v_prediction" else "sd_v2"
-    return {"SD1": "sd_v1", "SDXL": "sdxl_base_v1-0"}[checkpoint.architecture]
+def base_model_version(architecture: Architecture, prediction_type: PredictionType) -> str:
+    """What sd-scripts calls a kind of checkpoint in `ss_base_model_version`."""
+    if architecture == "SD2":
+        return "sd_v2_v" if prediction_type == "v_prediction" else "sd_v2"
+    return {"SD1": "sd_v1", "SDXL": "sdxl_base_v1-0"}[architecture]
+
+
+def modelspec_kind(architecture: Architecture, prediction_type: PredictionType) -> dict[str, str]:
+    """The `modelspec.*` keys, without that beginning, that tell for what kind of checkpoint a network is."""
+    is_velocity = prediction_type == "v_prediction"
+    name = {
+        "SD1": "stable-diffusion-v1",
+        "SD2": "stable-diffusion-v2-768-v" if is_velocity else "stable-diffusion-v2-512",
+        "SDXL": "stable-diffusion-xl-v1-base",
+    }[architecture]
+    return {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{name}/lora",
+        "implementation": _SGM if architecture == "SDXL" else "diffusers",
+        "prediction_type": "v" if is_velocity else "epsilon",
+    }
 
 
 def _modelspec(config: TrainConfig, facts: RunFacts) -> dict[str, str]:
     """The `modelspec.*` keys, without those that have no value."""
     checkpoint, saving = facts.checkpoint, config.saving
-    v_prediction = checkpoint.prediction_type == "v_prediction"
-    architecture = {
-        "SD1": "stable-diffusion-v1",
-        "SD2": "stable-diffusion-v2-768-v" if v_prediction else "stable-diffusion-v2-512",
-        "SDXL": "stable-diffusion-xl-v1-base",
-    }[checkpoint.architecture]
     size = resolution_of(config.dataset.resolution)
     values = {
-        "sai_model_spec": "1.0.1",
-        "architecture": f"{architecture}/lora",
-        "implementation": _SGM if checkpoint.architecture == "SDXL" else "diffusers",
+        **modelspec_kind(checkpoint.architecture, checkpoint.prediction_type),
         "title": saving.metadata_title or facts.output_name,
         "resolution": f"{size[0]}x{size[1]}" if size else None,
         "date": datetime.fromtimestamp(int(facts.training_finished_at)).isoformat(),
-        "prediction_type": "v" if v_prediction else "epsilon",
         "timestep_range": _timestep_range(config),
         "encoder_layer": str(config.captions.clip_skip),
         "author": saving.metadata_author or None,

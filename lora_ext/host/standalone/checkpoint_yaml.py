@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.checkpoint.stated_prediction import predicts_velocity, section
 from lora_ext.host.standalone.unet import UNetConfig
 from lora_ext.host.standalone.vae import VAEConfig
 from lora_ext.protocols import UserError
@@ -30,16 +31,9 @@ class CheckpointYaml:
     notes: tuple[str, ...] = field(default=())
 
 
-def _section(tree: Any, *names: str) -> Mapping[str, Any]:
-    """The mapping at a path of a YAML tree; empty where there is none."""
-    for name in names:
-        tree = tree.get(name) if isinstance(tree, Mapping) else None
-    return tree if isinstance(tree, Mapping) else {}
-
-
 def _own_heads(tree: Any, encoder: str) -> int | None:
     """Heads of a text encoder from our own section."""
-    heads = _section(tree, "lora_workshop", encoder).get("num_attention_heads")
+    heads = section(tree, "lora_workshop", encoder).get("num_attention_heads")
     return heads if isinstance(heads, int) else None
 
 
@@ -48,14 +42,14 @@ def _text_heads(tree: Any, yaml_path: Path) -> int | None:
     heads = _own_heads(tree, "text_encoder")
     if heads is not None:
         return heads
-    version = _section(tree, "model", "params", "cond_stage_config", "params").get("version")
+    version = section(tree, "model", "params", "cond_stage_config", "params").get("version")
     if not isinstance(version, str):
         return None
     config_file = yaml_path.parent / version / "config.json"
     if not config_file.is_file():
         return None
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    heads = config.get("num_attention_heads") or _section(config, "text_config").get("num_attention_heads")
+    heads = config.get("num_attention_heads") or section(config, "text_config").get("num_attention_heads")
     return heads if isinstance(heads, int) else None
 
 
@@ -68,10 +62,10 @@ def read_checkpoint_yaml(path: Path) -> CheckpointYaml:
         text_heads = _text_heads(tree, path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as the checkpoint's YAML ({error}). Repair or remove it.") from error
-    params = _section(tree, "model", "params")
+    params = section(tree, "model", "params")
     if not params:
         raise UserError(f"{path}: has no model.params, so it is no Stable Diffusion YAML. Repair or remove it.")
-    unet = _section(params, "unet_config", "params") or _section(params, "network_config", "params")
+    unet = section(params, "unet_config", "params") or section(params, "network_config", "params")
     heads, head_channels = unet.get("num_heads"), unet.get("num_head_channels")
     if isinstance(head_channels, int) and head_channels > 0:
         heads = None
@@ -83,19 +77,13 @@ def read_checkpoint_yaml(path: Path) -> CheckpointYaml:
         num_head_channels=head_channels,
         text_heads=text_heads,
         openclip_heads=_own_heads(tree, "openclip"),
-        prediction_type="v_prediction" if _predicts_velocity(params) else "epsilon",
+        prediction_type="v_prediction" if predicts_velocity(params) else "epsilon",
         linear_start=float(params.get("linear_start", defaults.linear_start)),
         linear_end=float(params.get("linear_end", defaults.linear_end)),
         timesteps=int(params.get("timesteps", defaults.timesteps)),
         scale_factor=None if scale is None else float(scale),
         notes=(f"heads, prediction type and schedule are those of {path.name}",),
     )
-
-
-def _predicts_velocity(params: Mapping[str, Any]) -> bool:
-    """Whether the YAML says so, in ldm's words or in sgm's."""
-    scaling = str(_section(params, "denoiser_config", "params", "scaling_config").get("target", ""))
-    return params.get("parameterization") == "v" or scaling.endswith(".VScaling")
 
 
 def _unet_params(unet: UNetConfig) -> dict[str, Any]:

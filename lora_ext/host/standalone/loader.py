@@ -16,6 +16,7 @@ from lora_ext.checkpoint.file_kinds import architecture_of, refuse_other_kinds
 from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.layouts import LAYOUTS, PART_WORDS, Layout, Shapes, current_name
 from lora_ext.checkpoint.schedule import NoiseSchedule
+from lora_ext.checkpoint.stated_prediction import VELOCITY_MARK
 from lora_ext.checkpoint.tensor_files import TensorFile, open_tensor_file
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
 from lora_ext.checkpoint.text.openclip import SD2_TEXT, OpenClipText, OpenClipTextEncoder
@@ -36,8 +37,8 @@ SCHEDULE_BUFFERS = re.compile(
     r"betas|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|logvar|lvlb_weights"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
 )
-VELOCITY_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
-"""Tensors that some SDXL checkpoints carry to say that they predict velocities, and from pure noise."""
+ZERO_SNR_MARK = "ztsnr"
+"""A tensor that some SDXL checkpoints carry to say that they predict from pure noise."""
 
 OPTIONAL = ("denoiser.sigmas", VELOCITY_MARK, ZERO_SNR_MARK)
 NAMES_SHOWN = 5

@@ -28,12 +28,17 @@ _WIDTHS: dict[int, Family] = {768: "SD", 1024: "SD", 2048: "SDXL"}
 
 @dataclass
 class NetworkModules:
-    """What a network file holds: tensors by module and suffix, embeddings by name and tensor, names not understood."""
+    """What a network file holds: tensors by module and suffix, embeddings by name and tensor, names not understood.
+
+    `places` says which module and suffix a name in the file stands for; where several stand for one, the first counts
+    and the others are not understood.
+    """
 
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     dialect: str = "sd-scripts"
+    places: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def canonical_modules(
@@ -59,7 +64,9 @@ def canonical_modules(
             found.unknown.append(name)
     family = _family(places, tensors, metadata) or _family_of(architecture)
     for name, place in places.items():
-        module = found.modules.setdefault(_key(place, family), {})
+        key = _key(place, family)
+        module = found.modules.setdefault(key, {})
+        found.places[name] = (key, place.suffix)
         if place.suffix in module:
             found.unknown.append(name)
         else:

@@ -1,0 +1,174 @@
+"""The tensors of a network whose ΔW is a sum of several: exactly, by ranks side by side, or the nearest of a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lora_ext.merge.low_rank_out import factor_tensors
+from lora_ext.merge.module_sums import ModuleSum, balanced, with_even_down
+from lora_ext.merge.ranks import chosen_rank
+from lora_ext.merge.spectrum import dense_svd, factored_svds
+from lora_ext.networks.lora import factors_norm
+from lora_ext.networks.weight_delta.module import rows
+
+_AT_ONCE = 2**24  # numbers of joined factors that are in memory
+
+Step = Callable[[int, int], None]
+"""(done, total): called between modules; the place where long work ends when it was told to."""
+
+
+@dataclass(frozen=True)
+class MergedModule:
+    """One module's tensors by suffix, in fp32 on the CPU; ‖ΔW‖² before and what of it is kept.
+
+    `values` are the singular values that were found, None where none were looked for.
+    """
+
+    key: str
+    tensors: Mapping[str, Tensor]
+    energy: float
+    kept: float
+    values: Tensor | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether ΔW is stored as it is, and not as factors."""
+        return "diff" in self.tensors
+
+    @property
+    def rank(self) -> int | None:
+        """The number of ranks; None where there are no factors."""
+        down = self.tensors.get("lora_down.weight")
+        return None if down is None else len(down)
+
+
+def concatenated(sums: Sequence[ModuleSum], device: torch.device, step: Step) -> Iterator[MergedModule]:
+    """Every ΔW exactly: the factors of all networks side by side, with scale 1; what has no factors is stored whole."""
+    for done, module in enumerate(sums):
+        step(done, len(sums))
+        if not module.is_low_rank:
+            yield _whole(module, device)
+            continue
+        up, down = balanced(*module.factors(device))
+        energy = float(factors_norm(down, up)) ** 2
+        yield MergedModule(module.key, _factors(module, up, down) | _bias(module, device), energy, energy)
+    step(len(sums), len(sums))
+
+
+def approximated(
+    sums: Sequence[ModuleSum], rank: int | None, conv_rank: int | None, device: torch.device, step: Step
+) -> Iterator[MergedModule]:
+    """The nearest ΔW of a rank: `conv_rank` for kernels, the largest rank of its parts where none is given.
+
+    Ranks that a module does not have are left out. Norms and biases, which have no rank, stay exact.
+    """
+    low = [module for module in sums if module.is_low_rank]
+    others = [module for module in sums if not module.is_low_rank]
+    done = 0
+    for group in _by_size(low):
+        pairs = [with_even_down(*module.factors(device)) for module in group]
+        for place, found in factored_svds(pairs, device):
+            step(done, len(sums))
+            done += 1
+            module = group[place]
+            wanted = rank_of(module, rank, conv_rank)
+            svd = found.cut(chosen_rank(found.values, None, wanted, len(found.values)))
+            squares = found.values.double().square()
+            kept = float(squares[: len(svd.values)].sum())
+            tensors = factor_tensors(svd, module.shape) | _bias(module, device)
+            yield MergedModule(module.key, _on_cpu(tensors), float(squares.sum()), kept, found.values.float().cpu())
+    for module in others:
+        step(done, len(sums))
+        done += 1
+        yield _nearest(module, rank_of(module, rank, conv_rank), device) if has_rank(module) else _whole(module, device)
+    step(done, len(sums))
+
+
+def has_rank(module: ModuleSum) -> bool:
+    """Whether its ΔW is a matrix or a convolution, and not a norm's or a bias alone."""
+    return bool(module.weight_parts) and len(module.shape) > 1
+
+
+def rank_of(module: ModuleSum, rank: int | None, conv_rank: int | None) -> int:
+    """The rank that a module is to have at most: as told, or the largest of its parts; of whole ones all ranks."""
+    is_kernel = prod(module.shape[2:]) != 1 if has_rank(module) else False
+    wanted = conv_rank if is_kernel and conv_rank is not None else rank
+    if wanted is not None:
+        return wanted
+    ranks = [part.delta.rank for part in module.weight_parts]
+    known = [each for each in ranks if each is not None]
+    return max(known) if len(known) == len(ranks) and known else min(module.shape[0], prod(module.shape[1:]))
+
+
+def rounding(module: MergedModule, dtype: torch.dtype) -> float:
+    """‖rounded ΔW - ΔW‖² as it is to be expected when the tensors are rounded to `dtype`."""
+    if "diff" in module.tensors:
+        return _lost(module.tensors["diff"], dtype).sum().item()
+    if "lora_down.weight" not in module.tensors:
+        return 0.0
+    up, down = rows(module.tensors["lora_up.weight"]).t(), rows(module.tensors["lora_down.weight"])
+    by_rank = _lost(up, dtype) * down.square().sum(1) + up.square().sum(1) * _lost(down, dtype)
+    return by_rank.sum().item()
+
+
+def _lost(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of the squares of what rounding takes from each row."""
+    return (tensor.to(dtype).float() - tensor).flatten(1).square().sum(1)
+
+
+def _by_size(modules: Sequence[ModuleSum]) -> list[list[ModuleSum]]:
+    """Modules of one size together, so that they can be computed at once; no more of them than memory has room for."""
+    groups: dict[tuple[int | None, int, int], list[ModuleSum]] = {}
+    for module in modules:
+        groups.setdefault((module.rank, module.shape[0], prod(module.shape[1:])), []).append(module)
+    found = []
+    for (rank, outputs, inputs), group in groups.items():
+        count = max(1, _AT_ONCE // ((rank or 1) * (outputs + inputs)))
+        found += [group[start : start + count] for start in range(0, len(group), count)]
+    return found
+
+
+def _nearest(module: ModuleSum, rank: int, device: torch.device) -> MergedModule:
+    whole = module.dense(device)
+    energy = float(whole.double().square().sum())
+    svd = dense_svd(rows(whole), min(rank, *rows(whole).shape))
+    kept = max(energy - svd.lost**2, 0.0)
+    tensors = factor_tensors(svd, module.shape) | _bias(module, device)
+    return MergedModule(module.key, _on_cpu(tensors), energy, kept, svd.values.cpu())
+
+
+def _factors(module: ModuleSum, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    """Factors of scale 1 as sd-scripts stores them."""
+    rank, kernel = len(down), module.shape[2:]
+    return _on_cpu(
+        {
+            "lora_up.weight": up.reshape(module.shape[0], rank, *[1] * len(kernel)),
+            "lora_down.weight": down.reshape(rank, *module.shape[1:]),
+            "alpha": torch.tensor(float(rank)),
+        }
+    )
+
+
+def _whole(module: ModuleSum, device: torch.device) -> MergedModule:
+    bias, names = module.bias(device), ("w_norm", "b_norm") if module.is_norm else ("diff", "diff_b")
+    tensors = {} if bias is None else {names[1]: bias}
+    energy = 0.0
+    if module.weight_parts:
+        whole = tensors[names[0]] = module.dense(device)
+        energy = float(whole.double().square().sum())
+    return MergedModule(module.key, _on_cpu(tensors), energy, energy)
+
+
+def _bias(module: ModuleSum, device: torch.device) -> dict[str, Tensor]:
+    """The bias of a module that has factors; their scale is 1."""
+    bias = module.bias(device)
+    return {} if bias is None else {"lora_up.bias": bias.cpu()}
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {suffix: tensor.cpu().contiguous() for suffix, tensor in tensors.items()}

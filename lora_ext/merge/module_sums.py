@@ -1,0 +1,178 @@
+"""What several networks add to one module together: Σ wᵢ ΔWᵢ, as joined factors where all have them, or whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.merge.inputs import WeightedNetwork
+from lora_ext.networks.weight_delta import ModuleDelta, exact_matmul
+from lora_ext.protocols import UserError
+
+_KERNEL = re.compile(r"_(conv|conv1|conv2|op|conv_in|conv_out|in_layers_2|out_layers_3|input_blocks_0_0|out_2)$")
+_POINT = re.compile(r"_(conv_shortcut|skip_connection)$")
+_PROJECTION = re.compile(r"_proj_(in|out)$")
+_MOST_STEPS = 60  # powers of two
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network's ΔW of a module, and what it is multiplied by."""
+
+    source: str
+    delta: ModuleDelta
+    multiplier: float
+
+
+@dataclass(frozen=True)
+class ModuleSum:
+    """All that is added to one module; `parts` is never empty, and none of them is multiplied by 0."""
+
+    key: str
+    parts: tuple[Part, ...]
+    base: str = ""
+
+    @cached_property
+    def weight_parts(self) -> tuple[Part, ...]:
+        """Those that change the weight."""
+        return tuple(part for part in self.parts if "weight" in part.delta.parameters)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the weight is changed, and every change of it is a product of two factors."""
+        return bool(self.weight_parts) and all(part.delta.low_rank is not None for part in self.weight_parts)
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is a layer that scales its input number by number, as LyCORIS' norm changes."""
+        return all(part.delta.algorithm == "norm" for part in self.parts)
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the joined factors, None where there are none."""
+        if not self.is_low_rank:
+            return None
+        return sum(part.delta.rank or 0 for part in self.weight_parts)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape: the kernel is taken from the part that tells it, or else from the module's name."""
+        shapes = [part.delta.shape_for(()) for part in self.weight_parts]
+        return max(shapes, key=len) if any(len(shape) != 2 for shape in shapes) else self._by_name(shapes[0])
+
+    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """up (out, rank) and down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold."""
+        ups, downs = [], []
+        for part in self.weight_parts:
+            factors = part.delta.low_rank
+            assert factors is not None
+            ups.append(factors.up.to(device, torch.float32) * (factors.scale * part.multiplier))
+            downs.append(factors.down.to(device, torch.float32))
+        return torch.cat(ups, 1), torch.cat(downs, 0)
+
+    def dense(self, device: torch.device) -> Tensor:
+        """ΔW in fp32 and in the weight's shape; factors are joined first."""
+        products = [part for part in self.weight_parts if part.delta.low_rank is not None]
+        total = torch.zeros(self.shape, device=device)
+        if products:
+            up, down = ModuleSum(self.key, tuple(products)).factors(device)
+            with exact_matmul():
+                total += (up @ down).reshape(self.shape)
+        for part in self.weight_parts:
+            if part.delta.low_rank is None:
+                total += part.delta.delta(total, part.multiplier)
+        return total
+
+    @torch.no_grad()
+    def bias(self, device: torch.device) -> Tensor | None:
+        """Change of the bias in fp32, (out,); None where no part has one."""
+        changes = [
+            part.delta.bias.to(device, torch.float32) * part.multiplier
+            for part in self.parts
+            if part.delta.bias is not None
+        ]
+        return torch.stack(changes).sum(0) if changes else None
+
+    def _by_name(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        outputs, inputs = shape
+        if _KERNEL.search(self.key) and inputs % 9 == 0:
+            return (outputs, inputs // 9, 3, 3)
+        is_point = _POINT.search(self.key) or (_PROJECTION.search(self.key) and self.base == "SD1")
+        return (outputs, inputs, 1, 1) if is_point else shape
+
+
+def module_sums(
+    networks: Sequence[WeightedNetwork], base: str = "", architecture: Architecture = "SD1"
+) -> list[ModuleSum]:
+    """What the networks add to each module, in the order of the first that has it; what is multiplied by 0 is nothing.
+
+    `base` is what they are for, `architecture` how block weights count. Raises UserError where a network's change is
+    none that can be added to others', or two have a module in different sizes, naming both.
+    """
+    found: dict[str, list[Part]] = {}
+    for network in networks:
+        for key, delta in network.deltas.items():
+            multiplier = network.multiplier(key, architecture)
+            if multiplier == 0:
+                continue
+            _check_can_be_added(network.name, key, delta)
+            found.setdefault(key, []).append(Part(network.name, delta, multiplier))
+    sums = [ModuleSum(key, tuple(parts), base) for key, parts in found.items()]
+    for each in sums:
+        _check_sizes(each)
+    return sums
+
+
+def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors with numbers of one size in both, rank by rank, by powers of two, which round nothing."""
+    steps = torch.log2(down.norm(dim=1) / up.norm(dim=0)).div(2).round().nan_to_num(0.0, 0.0, 0.0)
+    factor = torch.exp2(steps.clamp(-_MOST_STEPS, _MOST_STEPS))
+    return up * factor, down / factor[:, None]
+
+
+def with_even_down(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors with all rows of down about as long as 1, by powers of two, which round nothing.
+
+    What a network has learnt least is in its shortest rows: decomposing down is not left to them.
+    """
+    steps = torch.log2(down.norm(dim=1)).round().nan_to_num(0.0, 0.0, 0.0)
+    factor = torch.exp2(steps.clamp(-_MOST_STEPS, _MOST_STEPS))
+    return up * factor, down / factor[:, None]
+
+
+def _check_can_be_added(name: str, key: str, delta: ModuleDelta) -> None:
+    if delta.needs_weight:
+        raise UserError(
+            f"{name} changes {key} by {delta.algorithm}, and what that adds depends on the checkpoint's weight: it "
+            "cannot be added to other networks. Merge it into a checkpoint instead (merge-checkpoint)"
+        )
+
+
+def _check_sizes(module: ModuleSum) -> None:
+    """UserError where the parts are for weights or biases of different sizes."""
+    for parts, sizes in (
+        (module.weight_parts, [_size(part.delta) for part in module.weight_parts]),
+        (
+            [part for part in module.parts if part.delta.bias is not None],
+            [tuple(part.delta.bias.shape) for part in module.parts if part.delta.bias is not None],
+        ),
+    ):
+        for part, size in zip(parts, sizes, strict=True):
+            if size != sizes[0]:
+                raise UserError(
+                    f"{parts[0].source} and {part.source} are for different kinds of checkpoint: {module.key} has the "
+                    f"size {sizes[0]} in one and {size} in the other"
+                )
+
+
+def _size(delta: ModuleDelta) -> tuple[int, ...]:
+    """Rows and numbers in a row: the same for a linear layer and a 1×1 convolution."""
+    shape = delta.shape_for(())
+    return (shape[0], prod(shape[1:]))
