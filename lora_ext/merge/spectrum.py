@@ -105,16 +105,15 @@ def squared_norm(values: Tensor) -> float:
 @torch.no_grad()
 def spectral_norm(matrix: Tensor) -> float:
     """The largest singular value of a matrix (m, n) in fp32: subspace iteration until it changes by 1e-6."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(matrix.shape[1], min(_OVERSAMPLE, *matrix.shape), generator=generator).to(matrix.device)
+    count = min(_OVERSAMPLE, *matrix.shape)
+    reached = matrix @ _random(matrix.shape[1], count, matrix.device)
     largest = 0.0
     with exact_matmul():
         for _ in range(_MAX_ROUNDS):
-            reached = matrix @ rows
+            reached = matrix @ torch.linalg.qr(matrix.mT @ torch.linalg.qr(reached)[0])[0]
             before, largest = largest, _energy(reached, 1) ** 0.5
             if largest - before <= 1e-6 * largest:
                 break
-            rows = torch.linalg.qr(matrix.mT @ torch.linalg.qr(reached)[0])[0]
     return largest
 
 
@@ -161,8 +160,7 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
 
 
 def _first_values(matrix: Tensor, rank: int) -> Svd:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[1], rank + _OVERSAMPLE, generator=generator).to(matrix.device)
+    start = _random(matrix.shape[1], rank + _OVERSAMPLE, matrix.device)
     energy = squared_norm(matrix)
     with exact_matmul():
         reached = matrix @ start
@@ -178,6 +176,11 @@ def _first_values(matrix: Tensor, rank: int) -> Svd:
         left, values, right = basis @ inner[:, :rank], values[:rank], right[:rank]
         lost = float(torch.addmm(matrix, left * values, right, alpha=-1).norm())
     return Svd(left, values, right, lost)
+
+
+def _random(rows: int, columns: int, device: torch.device) -> Tensor:
+    """The same normal numbers every time, on every device."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _energy(columns: Tensor, rank: int) -> float:
