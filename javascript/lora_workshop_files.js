@@ -140,7 +140,7 @@
     if (!report || status.preview || !report.files.length) return;
     listFiles().catch(core.report);
     core.networks?.load(true).catch(core.report);
-    for (const tell of core.onFiles) tell(report.files.map((file) => file.path));
+    for (const tell of core.onFiles) tell(of.dataset.checkpoints === "true");
   }
 
   /* ---- what may be done with what was written ---- */
@@ -229,7 +229,7 @@
     await follow();
   }
 
-  core.onFiles = [];
+  core.onFiles = [];  // called as tell(checkpoint: boolean) when a file was written
   core.onMount.push(() => {
     if (!page()) return;
     state.reported = 0;

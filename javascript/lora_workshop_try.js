@@ -244,6 +244,12 @@
     for (const tab of ["txt2img", "img2img"]) document.querySelector(`#${tab}_lora_extra_refresh_internal`)?.click();
   }
 
+  core.onFiles.push((checkpoint) => {
+    if (!inWebUI()) return;
+    if (checkpoint) document.querySelector("#refresh_sd_model_checkpoint")?.click();
+    else refreshCards();
+  });
+
   /* ---- the WebUI's own list of checkpoints, at the top ---- */
 
   const loadAndResume = actions["load-and-resume"];

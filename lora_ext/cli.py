@@ -40,6 +40,8 @@ FILE_TOOLS: dict[str, str] = {
     "inspect": "tell what a network or checkpoint file holds",
     "interrogate": "tell which words a network moves most in the text encoder",
     "metadata": "show or change what a network says of itself",
+    "convert": "write a network in other programs' words, or in another precision",
+    "dylora-split": "write the ranks of a DyLoRA as networks of their own",
 }
 """The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""
 

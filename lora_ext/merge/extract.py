@@ -18,6 +18,7 @@ from lora_ext.merge.low_rank_out import named_tensors
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import PRECISIONS, OutputFile, ToolReport, Work, check_output, write_result
+from lora_ext.networks.file import network_size
 from lora_ext.protocols import ConfigError, UserError
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,8 +41,8 @@ def preview(settings: ExtractSettings, work: Work) -> ToolReport:
     """What `run` would write, with the singular values of each module."""
     plan = _plan(settings, work)
     found = plan.find(work, shown=_SHOWN)
-    tensors = (tensor for module in found.modules.values() for tensor in module.tensors.values())
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tensors = named_tensors({key: module.tensors for key, module in found.modules.items()})
+    size = network_size(tensors, {}, PRECISIONS[settings.precision])
     return report_of(plan.pair, found, [OutputFile(Path(settings.out or "network.safetensors"), size)])
 
 

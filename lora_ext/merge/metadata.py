@@ -83,4 +83,5 @@ TOOL = Tool(
     "Show what a network says of itself, or change it.",
     MetadataSettings,
     run,
+    changes_input=True,
 )

@@ -12,6 +12,7 @@ from lora_ext.config.tools.repair import RepairSettings
 from lora_ext.merge.dead_modules import changes_nothing
 from lora_ext.merge.findings import modules_words, some_of
 from lora_ext.merge.low_rank_out import Source, changed_metadata
+from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, network_size, read_network
@@ -41,6 +42,8 @@ def repaired(file: NetworkFile) -> Repaired:
     What nobody here understands is kept. Raises UserError where no module is left.
     """
     network = file.network
+    if not network.modules:
+        raise UserError(f"{file.path} holds no network: none of its {len(file.tensors)} tensors is one of a network")
     damaged: dict[str, str] = {}
     idle = []
     for key, tensors in network.modules.items():
@@ -53,7 +56,7 @@ def repaired(file: NetworkFile) -> Repaired:
             continue
         if changes_nothing(tensors):
             idle.append(key)
-    if network.modules and len(damaged) + len(idle) == len(network.modules):
+    if len(damaged) + len(idle) == len(network.modules):
         raise UserError(
             f"{file.path}: nothing would be left: {modules_words(len(damaged))} cannot be applied, and "
             f"{modules_words(len(idle))} change nothing; get the file again, or take another epoch"
@@ -80,6 +83,7 @@ def run(settings: RepairSettings, work: Work) -> ToolReport:
     if not settings.out.strip():
         raise UserError("no output is given: name the file to write (--out FILE.safetensors)")
     out = check_output(Path(settings.out), [path], settings.overwrite, path.stat().st_size)
+    check_memory(3 * path.stat().st_size, f"repairing {path.name}")
     file, result = _repaired(settings, work)
     what = f"repaired: {modules_words(result.left_out)} left out"
     metadata = changed_metadata(file.metadata, result.modules, what, [Source.of(file)], out)

@@ -62,7 +62,7 @@ def preview(settings: ResizeSettings, work: Work) -> ToolReport:
 def _resized(settings: ResizeSettings, work: Work, writes: bool) -> ToolReport:
     ranks, recipes = _chosen(settings)
     checkpoint = _checkpoint(settings, recipes, work)
-    orders = _orders(settings, recipes, work)
+    orders = _orders(settings, recipes, work, [checkpoint.file.path] if checkpoint else [])
     results: list[Resized] = []
     for number, order in enumerate(orders):
         results += _one(settings, work, order, ranks, checkpoint, writes, _portion(work, number, len(orders)))
@@ -95,7 +95,7 @@ def _checkpoint(settings: ResizeSettings, recipes: Sequence[Recipe], work: Work)
     return open_checkpoint_file(work.checkpoint(settings.checkpoint))
 
 
-def _orders(settings: ResizeSettings, recipes: Sequence[Recipe], work: Work) -> list[_Order]:
+def _orders(settings: ResizeSettings, recipes: Sequence[Recipe], work: Work, also_read: Sequence[Path]) -> list[_Order]:
     """Which file becomes which; UserError where an output may not be written, before any work."""
     paths = [work.network(line) for line in settings.files.splitlines() if line.strip()]
     if not paths:
@@ -113,8 +113,9 @@ def _orders(settings: ResizeSettings, recipes: Sequence[Recipe], work: Work) -> 
     twice = [str(path) for path, count in Counter(outputs).items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]} would be written twice: resize networks of one name, or like recipes, one by one")
+    needed = sum(order.path.stat().st_size * len(order.outputs) for order in orders)
     for output in outputs:
-        check_output(output, paths, settings.overwrite)
+        check_output(output, [*paths, *also_read], settings.overwrite, needed)
     return orders
 
 

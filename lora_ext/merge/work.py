@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,13 +105,13 @@ class ToolReport:
     """More, for programs: JSON values."""
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values, singular values left out."""
+        """All of it as JSON values, singular values left out; None for what is infinite or no number."""
         modules = [
             {"module": each.key, "rank_before": each.rank_before, "rank_after": each.rank_after, "kept": each.kept}
             for each in self.modules
         ]
         files = [{"path": str(each.path), "bytes": each.size} for each in self.files]
-        return {
+        found: dict[str, Any] = {
             "title": self.title,
             "verdict": self.verdict,
             "facts": dict(self.facts),
@@ -119,6 +120,7 @@ class ToolReport:
             "files": files,
             **self.details,
         }
+        return {name: _as_json(value) for name, value in found.items()}
 
 
 def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_bytes: int = 0) -> Path:
@@ -150,8 +152,17 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
 def write_result(
     out: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision, work: Work
 ) -> OutputFile:
-    """Write a network file at once, whole or not at all, unless the work was told to stop; hashes are computed anew."""
+    """Write a network file at once, whole or not at all, unless the work was told to stop; hashes are computed anew.
+
+    UserError where a value is infinite or no number: a network with such a value makes black pictures.
+    """
     work.control.raise_if_stopping()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise UserError(
+                f"{name} would have values in {out.name} that are infinite or no numbers: an input is damaged, or "
+                "its numbers are too large; check the inputs (check FILE), and repair them or take others"
+            )
     write_network(out, tensors, metadata, precision)
     return OutputFile(out, out.stat().st_size)
 
@@ -164,6 +175,15 @@ def precision_of(name: str, tensors: Mapping[str, Tensor]) -> Precision:
     if found == {torch.float16}:
         return "fp16"
     return "bf16" if found == {torch.bfloat16} else "float"
+
+
+def _as_json(value: Any) -> Any:
+    """A value in which JSON has a word for every number: browsers read no other."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _as_json(each) for name, each in value.items()}
+    return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _found(path: Path | None, text: str, what: str, where: str) -> Path:

@@ -78,7 +78,7 @@ def make_router(
     add_form_routes(router, runner, planning)
     add_preset_routes(router, host)
     add_network_routes(router, runner, host)
-    add_tool_routes(router, runner, runner.tools, host)
+    add_tool_routes(router, runner, host)
     _add_runs(router, runner, host)
     _add_control(router, runner)
     _add_pictures(router)

@@ -39,7 +39,7 @@ class ToolFiles:
         """The file of a network; UserError for a path that is outside the folders."""
         folders = self.host.folders().networks
         if _is_path(text):
-            return _within(text, folders, KNOWN_SUFFIXES, "network")
+            return self._within(text, folders, KNOWN_SUFFIXES, "network")
         return NetworkLibrary(folders).find(text)
 
     def find_checkpoint(self, text: str) -> Path | None:
@@ -52,7 +52,7 @@ class ToolFiles:
         if loaded is not None and text in (str(loaded), loaded.stem):
             return loaded
         if _is_path(text):
-            return _within(text, self.host.folders().checkpoints, _CHECKPOINT_SUFFIXES, "checkpoint")
+            return self._within(text, self.host.folders().checkpoints, _CHECKPOINT_SUFFIXES, "checkpoint")
         return next((path for path in self._checkpoints() if text in (path.stem, path.name)), None)
 
     def output(self, name: str, text: str, checkpoint: bool) -> Path:
@@ -65,8 +65,8 @@ class ToolFiles:
             raise UserError(f"{name} is empty: give the new file a name")
         first = (folders.checkpoints if checkpoint else folders.networks)[0]
         path = Path(os.path.normpath(first / text.strip()))
-        allowed = (*folders.networks, *folders.checkpoints)
-        if not any(path != folder and path.is_relative_to(folder) for folder in allowed):
+        allowed = _all_folders(self.host)
+        if path in allowed or not _is_in(path, allowed):
             raise UserError(
                 f"{name} = {text!r}: from here files are written into {_listed(allowed)}; give a name, or a path in "
                 "one of these folders. The command line writes everywhere."
@@ -76,16 +76,36 @@ class ToolFiles:
     def written(self, path: Path) -> None:
         """Tell the host of a new file."""
         folders = self.host.folders()
-        if any(path.is_relative_to(folder) for folder in folders.checkpoints):
+        if _is_in(path, folders.checkpoints):
             self.host.checkpoint_saved(path)
         else:
             self.host.network_saved(path)
+
+    def _within(self, text: str, folders: Sequence[Path], suffixes: Sequence[str], what: str) -> Path | None:
+        """The file of a path in the folders; None where there is none, or it is one of the other kind."""
+        paths = [Path(os.path.normpath(folder / text)) for folder in folders]  # an absolute text stays what it is
+        inside = [path for path in paths if _is_in(path, folders) and path.suffix.lower() in suffixes]
+        if not inside and not any(_is_in(path, _all_folders(self.host)) for path in paths):
+            raise UserError(
+                f"{text}: this is no {what}'s file in {_listed(folders)}; from here only those can be read, the "
+                "command line reads everywhere"
+            )
+        return next((path for path in inside if path.is_file()), None)
 
     def _checkpoints(self) -> Iterator[Path]:
         for folder in self.host.folders().checkpoints:
             for root, directories, names in os.walk(folder, followlinks=True):
                 directories.sort(key=str.lower)
                 yield from (Path(root, name) for name in sorted(names, key=str.lower) if _is_checkpoint(name))
+
+
+def _all_folders(host: Host) -> tuple[Path, ...]:
+    folders = host.folders()
+    return (*folders.networks, *folders.checkpoints)
+
+
+def _is_in(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _is_checkpoint(name: str) -> bool:
@@ -99,18 +119,6 @@ def _named(paths: Sequence[Path]) -> list[str]:
 
 def _is_path(text: str) -> bool:
     return "/" in text or os.sep in text or Path(text).is_absolute()
-
-
-def _within(text: str, folders: Sequence[Path], suffixes: Sequence[str], what: str) -> Path | None:
-    paths = [Path(os.path.normpath(folder / text)) for folder in folders]  # an absolute text stays what it is
-    inside = [path for path in paths if any(path.is_relative_to(folder) for folder in folders)]
-    inside = [path for path in inside if path.suffix.lower() in suffixes]
-    if not inside:
-        raise UserError(
-            f"{text}: this is no {what}'s file in {_listed(folders)}; from here only those can be read, the command "
-            "line reads everywhere"
-        )
-    return next((path for path in inside if path.is_file()), None)
 
 
 def _listed(folders: Sequence[Path]) -> str:

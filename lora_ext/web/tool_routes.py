@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +15,8 @@ from pydantic import BaseModel
 from lora_ext.checkpoint.devices import choose_device
 from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.config.fields import Setting
-from lora_ext.host.text_parts import borrowed_text, stored_text
 from lora_ext.jobs.runner import JobRunner
-from lora_ext.jobs.tool_job import ToolRunner, ToolStatus
+from lora_ext.jobs.tool_job import ToolStatus
 from lora_ext.merge.tools import MODULES, Tool, make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
 from lora_ext.protocols import Control, Host, Progress, UserError
@@ -34,24 +33,45 @@ class ToolBody(BaseModel):
     settings: dict[str, Any]
 
 
-def add_tool_routes(router: APIRouter, runner: JobRunner, tools: ToolRunner, host: Host) -> None:
-    """The routes, among the others of `router`; no path leads out of the host's folders."""
-    files = ToolFiles(host)
+class _Desk:
+    """Where a page's wishes become a tool's work."""
 
-    def begin(name: str, values: Mapping[str, Any], preview: bool) -> ToolStatus:
+    def __init__(self, runner: JobRunner, host: Host) -> None:
+        self.runner = runner
+        self.host = host
+        self.files = ToolFiles(host)
+
+    def begin(self, name: str, values: Mapping[str, Any], preview: bool) -> ToolStatus:
+        """Check what is given, and start; UserError where something is wrong, or another work goes on."""
         tool = _tool(name)
-        settings = make_settings(tool, _with_outputs(tool, values, files, runner))
-        device = device_of(getattr(settings, "device", "cpu"), host, _in_training(runner))
+        settings = make_settings(tool, _with_outputs(tool, values, self.files, self.runner))
+        device = device_of(getattr(settings, "device", "cpu"), self.host, _in_training(self.runner))
 
         def work_of(control: Control, progress: Progress) -> Work:
-            text = partial(_open_text, host, files, runner, device)
-            return Work(device, control, progress, files.find_network, files.find_checkpoint, text)
+            find_network, find_checkpoint = self.files.find_network, self.files.find_checkpoint
+            return Work(
+                device, control, progress, find_network, find_checkpoint, lambda text: self._open_text(text, device)
+            )
 
-        def tell(report: ToolReport) -> None:
-            for each in report.files:
-                files.written(each.path)
+        return self.runner.tools.start(tool, settings, work_of, values, preview, self._tell)
 
-        return tools.start(tool, settings, work_of, values, preview, tell)
+    def _open_text(self, text: str, device: torch.device) -> AbstractContextManager[TextPart]:
+        from lora_ext.host.text_parts import borrowed_text, stored_text
+
+        path = self.files.find_checkpoint(text or LOADED)
+        if path is None:
+            raise UserError(f"{text}: there is no such checkpoint; choose one of the list")
+        is_free = path == self.host.loaded_checkpoint() and not _in_training(self.runner)
+        return borrowed_text(self.host) if is_free else stored_text(path, device)
+
+    def _tell(self, report: ToolReport) -> None:
+        for each in report.files:
+            self.files.written(each.path)
+
+
+def add_tool_routes(router: APIRouter, runner: JobRunner, host: Host) -> None:
+    """The routes, among the others of `router`; no path leads out of the host's folders."""
+    desk, tools = _Desk(runner, host), runner.tools
 
     @router.get("/tools")
     def declared() -> dict[str, Any]:
@@ -62,7 +82,7 @@ def add_tool_routes(router: APIRouter, runner: JobRunner, tools: ToolRunner, hos
     def choices(response: Response) -> dict[str, Any]:
         """Names of networks and checkpoints that the tools may be given, and the folders that they write into."""
         response.headers.update(_NEVER_STORE)
-        return {"networks": files.network_names(), "checkpoints": files.checkpoint_names()}
+        return {"networks": desk.files.network_names(), "checkpoints": desk.files.checkpoint_names()}
 
     @router.get("/tools/status")
     async def status(response: Response) -> dict[str, Any]:
@@ -86,12 +106,12 @@ def add_tool_routes(router: APIRouter, runner: JobRunner, tools: ToolRunner, hos
     @router.post("/tools/{name}/preview")
     async def preview(name: str, body: ToolBody) -> dict[str, Any]:
         """Begin to find out what would come of it."""
-        return (await run_in_threadpool(begin, name, body.settings, True)).as_json()
+        return (await run_in_threadpool(desk.begin, name, body.settings, True)).as_json()
 
     @router.post("/tools/{name}/run")
     async def run(name: str, body: ToolBody) -> dict[str, Any]:
         """Begin the work."""
-        return (await run_in_threadpool(begin, name, body.settings, False)).as_json()
+        return (await run_in_threadpool(desk.begin, name, body.settings, False)).as_json()
 
 
 def tool_as_json(tool: Tool) -> dict[str, Any]:
@@ -139,28 +159,22 @@ def _tool(name: str) -> Tool:
     return tool_named(name)
 
 
-def _open_text(
-    host: Host, files: ToolFiles, runner: JobRunner, device: torch.device, name: str
-) -> AbstractContextManager[TextPart]:
-    """The text encoders of a checkpoint; those of the loaded one are borrowed unless a training has them."""
-    path = files.find_checkpoint(name or LOADED)
-    if path is None:
-        raise UserError(f"{name}: there is no such checkpoint; choose one of the list")
-    is_free = path == host.loaded_checkpoint() and not _in_training(runner)
-    return borrowed_text(host) if is_free else stored_text(path, device)
-
-
 def _with_outputs(tool: Tool, values: Mapping[str, Any], files: ToolFiles, runner: JobRunner) -> dict[str, Any]:
     """The values with whole paths for what is written; UserError for what a training is about to write itself."""
-    record = runner.status().record
-    busy = record.files if record is not None and record.active else ()
-    placed = dict(values)
+    placed: dict[str, Any] = dict(values)
+    written: list[Path | None] = []
     for declared in tool.declared():
         if declared.kind == "output":
-            path = files.output(declared.name, str(values.get(declared.name) or ""), tool.writes_checkpoints)
-            if str(path) in busy:
-                raise UserError(f"{path.name} belongs to a training that goes on: give the output another name")
-            placed[declared.name] = str(path)
+            out = files.output(declared.name, str(values.get(declared.name) or ""), tool.writes_checkpoints)
+            placed[declared.name] = str(out)
+            written.append(out)
+    if tool.changes_input:
+        written.append(files.find_network(str(values.get("file", ""))))
+    record = runner.status().record
+    if record is not None and record.active:
+        busy = [path.name for path in written if path is not None and str(path) in record.files]
+        if busy:
+            raise UserError(f"{busy[0]} belongs to {record.name}, which is in training: wait, or take another name")
     return placed
 
 

@@ -94,3 +94,23 @@ def test_every_tool_has_its_form(page: Page) -> None:
         ".filter((each) => !each.labels.length && !each.ariaLabel).map((each) => each.id)"
     )
     assert unnamed == []
+
+
+def test_a_card_opens_a_tool_with_its_network(page: Page, moons: Path) -> None:
+    page.locator("#lw-tabs > .tab-nav button", has_text="Networks").click()
+    page.locator(".lw-network-row", has_text="full-moon").click()
+    page.locator("#lw-network-card button", has_text="Check …").click()
+    form = page.locator(".lw-tool[data-tool=check]")
+    form.wait_for()
+    assert form.locator("[name=files]").input_value() == str(moons / "full-moon.safetensors")
+    form.locator("[data-lw-action=run-tool]").click()
+    page.locator(".lw-tool-report h4 .lw-pill", has_text="healthy").wait_for()
+
+
+def test_work_is_cancelled_by_clicking(page: Page, moons: Path) -> None:
+    form = open_tool(page, "interrogate")
+    form.locator("[name=file]").fill("full-moon")
+    form.locator("[data-lw-action=run-tool]").click()
+    page.locator("#lw-tool-cancel").click()
+    page.locator("#lw-tool-state", has_text="cancelled").wait_for()
+    assert page.locator("#lw-tool-report").inner_text() == ""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ from lora_ext.checkpoint.module_names import checkpoint_weights
 from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.safetensors_file import read_header
 from lora_ext.host.standalone.loader import load_checkpoint
+from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, TINY_TEXT, write_random_kind
+from lora_ext.host.standalone.unet import SD1_UNET
 from lora_ext.merge.tools import make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
 from lora_ext.networks.file import read_network, write_network
@@ -30,6 +36,8 @@ from lora_ext.networks.library import NetworkLibrary
 from lora_ext.protocols import Cancelled, Control, UserError
 
 TOOL = tool_named("merge-checkpoint")
+LARGEST = 4096
+ROOT = Path(__file__).resolve().parents[2]
 KindPath = Callable[[str], Path]
 Loaded = Callable[[str], Checkpoint]
 
@@ -136,8 +144,9 @@ def test_a_file_that_is_named_twice_has_both_weights(tmp_path: Path, tiny_kind_p
 
 @pytest.fixture
 def base(tmp_path: Path, tiny_kind_path: KindPath) -> Path:
-    """A checkpoint in a folder of its own, in fp16, with all that lies in real ones beside weights."""
-    tensors = {name: each.half() for name, each in load_file(tiny_kind_path("sd1")).items()}
+    """A checkpoint in a folder of its own, in fp16, without its larger tensors, with all that others have beside."""
+    whole = load_file(tiny_kind_path("sd1"))
+    tensors = {name: each.half() for name, each in whole.items() if each.numel() <= LARGEST}
     tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     tensors["alphas_cumprod"] = torch.linspace(0.999, 0.0047, 1000)
     tensors["model_ema.diffusion_modelout2bias"] = torch.full((4,), 0.25)
@@ -259,11 +268,11 @@ def test_what_a_person_is_told(base: Path, net: Path, out: Path) -> None:
     report = TOOL.preview(make_settings(TOOL, {"checkpoint": str(base), "network": str(net), "out": str(out)}), Work())
     assert not out.parent.exists()
     assert dict(report.facts) == {
-        "Checkpoint": "base.safetensors, SD1", "Network 1": "net × 1: 204 modules (LoRA)",
-        "Weights changed": "204 of 900 tensors", "Precision": "as stored",
+        "Checkpoint": "base.safetensors, SD1", "Network 1": "net × 1: 182 modules (LoRA)",
+        "Weights changed": "182 of 770 tensors", "Precision": "as stored",
     }  # fmt: skip
     assert report.warnings == [
-        f"net: the checkpoint does not have 1 of its 205 modules ({key})",
+        f"net: the checkpoint does not have 1 of its 183 modules ({key})",
         "net: the embeddings in it (word) are left out; they work with the file itself",
         "net: 1 of its tensors are of no known network and are left out (odd)",
         "1 tensors are averaged copies of the U-Net (model_ema.…), which stay as they are",
@@ -358,3 +367,34 @@ def test_a_checkpoint_that_changes_meanwhile(base: Path, net: Path, out: Path) -
     with pytest.raises(UserError, match="base.safetensors was replaced by another program meanwhile"):
         run(Work(progress=progress), checkpoint=str(base), network=str(net), out=str(out))
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of anonymous memory")
+def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
+    """Beside the network no more than six of the largest weights in fp32, of a checkpoint of ten and more."""
+    kind = replace(TINY_KINDS["sd1"], unet=replace(SD1_UNET, model_channels=64), clip=TINY_TEXT)
+    base, net, out = (tmp_path / f"{name}.safetensors" for name in ("base", "net", "out"))
+    write_random_kind(base, kind, torch.float16)
+    file = open_checkpoint_file(base)
+    tensors = {}
+    for key, view in file.weights.items():
+        if key.endswith(("_to_q", "_conv1")):
+            tensors[f"{key}.lora_up.weight"] = torch.ones(view.shape[0], 32, *[1] * (len(view.shape) - 2))
+            tensors[f"{key}.lora_down.weight"] = torch.ones(32, *view.shape[1:])
+    write_network(net, tensors, {}, "float")
+    largest = 4 * max(math.prod(shape) for shape in file.file.shapes.values())
+    assert base.stat().st_size > 10 * largest
+    program = f"""
+import torch
+from benchmarks.file_tools.timed import timed
+from lora_ext.merge.tools import make_settings, tool_named
+from lora_ext.merge.work import Work
+torch.set_num_threads(1)
+tool = tool_named("merge-checkpoint")
+settings = make_settings(tool, {{"checkpoint": {str(base)!r}, "network": {str(net)!r}, "out": {str(out)!r}}})
+print(timed(lambda: tool.run(settings, Work()))["anonymous_mb"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    megabytes = float(done.stdout)
+    assert 0 < megabytes < (net.stat().st_size + 6 * largest) / 1e6

@@ -11,6 +11,8 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from lora_ext.jobs.live_status import RunStatus
+from lora_ext.jobs.records import RunRecord
 from lora_ext.networks.file import read_network, write_network
 from lora_ext.protocols import UserError
 from lora_ext.web.tool_routes import device_of
@@ -136,3 +138,15 @@ def test_a_card_that_a_training_has_is_left_to_it(served: Any) -> None:
     assert str(device_of("auto", served.host, False)) == "cpu" == str(device_of("cpu", served.host, True))
     with pytest.raises(UserError, match="a training has the graphics card: choose cpu"):
         device_of("cuda", served.host, True)
+
+
+def test_files_of_a_training_are_left_alone(served: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RunRecord("1", "cat", "running", 0.0, "", files=[str(folder / "cat.safetensors")])
+    monkeypatch.setattr(served.runner, "status", lambda: RunStatus(record))
+    post(served.client, "run", file="cat", out="copy.safetensors")
+    assert ended(served.client)["state"] == "finished"
+    overwriting = post(served.client, "run", file="copy", out="cat.safetensors", overwrite=True)
+    editing = served.client.post(f"{API}/tools/metadata/run", json={"settings": {"file": "cat", "set": "a=b"}})
+    for answer in (overwriting, editing):
+        assert answer.status_code == 400
+        assert "cat.safetensors belongs to cat, which is in training" in answer.json()["error"]
