@@ -12,6 +12,7 @@ from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.config.tools.inspect import InspectSettings
 from lora_ext.merge.base_check import block_order, factors_norm
 from lora_ext.merge.check import module_changes
+from lora_ext.merge.findings import modules_words
 from lora_ext.merge.inputs import base_of
 from lora_ext.merge.low_rank_out import SOURCES
 from lora_ext.merge.tools import Tool
@@ -160,7 +161,7 @@ def _block_words(deltas: list[ModuleDelta]) -> str:
     span = f", rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else ""
     factors = [each for delta in deltas if (each := delta.low_rank) is not None]
     norm = math.sqrt(sum(factors_norm(each) ** 2 for each in factors))
-    return f"{len(deltas)} modules{span}" + (f", length {norm:.3g}" if factors else "")
+    return f"{modules_words(len(deltas))}{span}" + (f", length {norm:.3g}" if factors else "")
 
 
 def _shown(value: Any) -> str:
