@@ -33,11 +33,13 @@ class Tool:
 
 MODULES: dict[str, str] = {
     "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
-    "extract": "lora_ext.merge.extract",
     "merge-networks": "lora_ext.merge.merge_networks",
     "resize": "lora_ext.merge.resize",
+    "extract": "lora_ext.merge.extract",
     "check": "lora_ext.merge.check",
     "repair": "lora_ext.merge.repair",
+    "convert": "lora_ext.merge.convert",
+    "dylora-split": "lora_ext.merge.dylora_split",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 
