@@ -176,4 +176,5 @@ TOOL = Tool(
     MergeCheckpointSettings,
     run,
     preview,
+    writes_checkpoints=True,
 )
