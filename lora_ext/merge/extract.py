@@ -13,6 +13,7 @@ from lora_ext.config.tools.extract import ExtractSettings
 from lora_ext.merge.checkpoint_pair import CheckpointPair, open_pair
 from lora_ext.merge.extract_report import Found, extraction_metadata, report_of
 from lora_ext.merge.extraction import RankChoice, extracted
+from lora_ext.merge.hashing import hashes_beside
 from lora_ext.merge.left_out import LeftOut, largest_change
 from lora_ext.merge.low_rank_out import named_tensors
 from lora_ext.merge.memory import check_memory
@@ -30,9 +31,10 @@ def run(settings: ExtractSettings, work: Work) -> ToolReport:
     """Write the network and tell what is in it."""
     plan = _plan(settings, work)
     out = check_output(Path(settings.out), plan.paths, settings.overwrite, plan.most_bytes)
-    found = plan.find(work, shown=0)
-    modules = {key: module.tensors for key, module in found.modules.items()}
-    metadata = extraction_metadata(plan.pair, modules, out, plan.described)
+    with hashes_beside(plan.paths) as hash_of:
+        found = plan.find(work, shown=0)
+        modules = {key: module.tensors for key, module in found.modules.items()}
+        metadata = extraction_metadata(plan.pair, modules, out, plan.described, hash_of)
     file = write_result(out, named_tensors(modules), metadata, PRECISIONS[settings.precision], work)
     return report_of(plan.pair, found, [file])
 

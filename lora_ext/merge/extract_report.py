@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from lora_ext.checkpoint.checkpoint import PredictionType
 from lora_ext.merge.checkpoint_pair import CheckpointPair
 from lora_ext.merge.extraction import Extracted
-from lora_ext.merge.left_out import VAE, LeftOut
+from lora_ext.merge.left_out import CONVOLUTIONS, VAE, LeftOut
 from lora_ext.merge.low_rank_out import SOURCES, changed_metadata
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport
 from lora_ext.networks.metadata import base_model_version, legacy_file_hash, modelspec_kind
@@ -24,6 +23,7 @@ from lora_ext.protocols import UserError
 
 _RESOLUTIONS = {"sd_v1": 512, "sd_v2": 512, "sd_v2_v": 768, "sdxl_base_v1-0": 1024}
 _NAMED = 3
+_MUCH = 0.01  # of the change
 
 
 @dataclass
@@ -97,15 +97,22 @@ def report_of(pair: CheckpointPair, found: Found, files: Sequence[OutputFile]) -
 
 
 def extraction_metadata(
-    pair: CheckpointPair, modules: Mapping[str, Mapping[str, Tensor]], out: Path, described: str
+    pair: CheckpointPair,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    out: Path,
+    described: str,
+    hash_of: Callable[[Path], str],
 ) -> dict[str, str]:
-    """What sd-scripts writes for an extracted network, the base's name and hashes, and both files as its sources."""
+    """What sd-scripts writes for an extracted network, the base's name and hashes, and both files as its sources.
+
+    `hash_of` gives a file's sha256.
+    """
     base = pair.base.file.path
     # sd-scripts takes SD2 checkpoints that do not say it for those that predict the velocity
     unsaid: PredictionType = "v_prediction" if pair.architecture == "SD2" else "epsilon"
     prediction = pair.prediction or unsaid
     version = base_model_version(pair.architecture, prediction)
-    size, base_hash = _RESOLUTIONS[version], _sha256(base)
+    size, base_hash = _RESOLUTIONS[version], hash_of(base)
     stated = {
         "ss_v2": str(pair.architecture == "SD2"),
         "ss_base_model_version": version,
@@ -121,7 +128,7 @@ def extraction_metadata(
     }
     tuned = pair.tuned.file.path
     sources = [
-        {"name": tuned.name, "hash": _sha256(tuned), "weight": 1.0},
+        {"name": tuned.name, "hash": hash_of(tuned), "weight": 1.0},
         {"name": base.name, "hash": base_hash, "weight": -1.0},
     ]
     return changed_metadata(stated, modules, described, [], out) | {SOURCES: json.dumps(sources, ensure_ascii=False)}
@@ -145,6 +152,10 @@ def _warnings(pair: CheckpointPair, found: Found) -> list[str]:
     same = [key for key in found.keys if key not in found.modules]
     if same:
         warnings.append(f"{len(same)} modules are the same in both, and are left out: {_first(same)}.")
+    if not any(pair.base.weights[key].shape[2:].numel() > 1 for key in found.keys):
+        share = found.left_out.changes.get(CONVOLUTIONS, 0.0) / (found.change + found.left_out.total)
+        if share > _MUCH:
+            warnings.append(f"{share:.0%} of the change is in convolutions, which are left out: conv_rank takes them.")
     if found.left_out.damaged:
         names = _first(found.left_out.damaged)
         warnings.append(f"Values that are no numbers (NaN or infinite) are in tensors that are left out: {names}.")
@@ -163,11 +174,3 @@ def _counted(modules: Mapping[str, Extracted]) -> str:
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -119,7 +119,7 @@ def _plan(settings: MergeCheckpointSettings, work: Work) -> _Plan:
         work, settings.network, settings.te_weight, settings.lbw, architecture=checkpoint.architecture
     )
     output = checkpoint_output(checkpoint.file, settings.precision)
-    out = Path(settings.out)
+    out = Path(settings.out.strip())
     check_output(out, [path, *(each.file.path for each in networks)], settings.overwrite, output.size)
     plan = _Plan(checkpoint, networks, checkpoint_sum(checkpoint, networks), output, settings.precision, out)
     _check_yaml(plan, settings.overwrite)

@@ -311,6 +311,38 @@ def test_refused_in_words(tmp_path: Path, base: Path, net: Path, out: Path, case
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
 
 
+def test_a_damaged_checkpoint(base: Path, net: Path, out: Path) -> None:
+    tensors = load_file(base)
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, base)
+    with pytest.raises(UserError, match=f"{re.escape(name)} of the checkpoint has values that are no numbers"):
+        run(checkpoint=str(base), network=str(net), out=str(out))
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("algorithm", ["LoRA", "LoHa"])
+def test_weights_of_eight_bits(tmp_path: Path, base: Path, out: Path, algorithm: str) -> None:
+    """Rounded once from the sum to the nearest of their few values."""
+    net = write(tmp_path, base, algorithm)
+    tensors = {
+        name: each.to(torch.float8_e4m3fn) if name.startswith("model.diffusion_model.") else each
+        for name, each in load_file(base).items()
+    }
+    save_file(tensors, base)
+    values = {"checkpoint": str(base), "network": f"{net}:0.5"}
+    run(**values, precision="fp32", out=str(out))
+    exact = load_file(out)
+    run(**values, out=str(out), overwrite=True)
+    assert (
+        different(
+            {name: each.float() for name, each in load_file(out).items()},
+            {name: each.to(tensors[name].dtype).float() for name, each in exact.items()},
+        )
+        == set()
+    )
+
+
 def test_an_output_that_is_there_is_kept(base: Path, net: Path, out: Path) -> None:
     out.parent.mkdir()
     out.write_bytes(b"mine")

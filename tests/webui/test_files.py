@@ -26,6 +26,10 @@ PROMPT = "a red star"
 PATIENCE = int(os.environ.get("BROWSER_PATIENCE_MS", "120000"))
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-results"
 PLOT = "#script_txt2img_xyz_plot_"
+SHOWN_IN_PLOT = {
+    "x_type": "[LoRA] Network", "x_values": "None, u6-one, u6-two, u6-both",
+    "y_type": "[LoRA] Weight", "y_values": "0.4, 0.6, 0.8, 1",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -130,9 +134,51 @@ def test_by_clicking(page: Page, webui: WebUI, pair: Path) -> None:
     page.locator(".lw-tool-report[data-preview=false] .lw-tool-files", has_text="wrote").wait_for()
     page.screenshot(path=SCREENSHOTS / "webui-files-written.png", full_page=True)
     page.locator("[data-lw-action=compare-networks]").click()
-    page.wait_for_function(
-        f"document.querySelector('{PLOT}x_values textarea')?.value === 'None, u6-one, u6-two, u6-both'"
-    )
-    page.wait_for_function(f"document.querySelector('{PLOT}x_type input')?.value === '[LoRA] Network'")
-    page.wait_for_function(f"document.querySelector('{PLOT}y_type input')?.value === '[LoRA] Weight'")
+    page.wait_for_function("!document.querySelector('[data-lw-action=compare-networks]').disabled")  # all has settled
+    shown = {name: page.locator(f"{PLOT}{name} :is(textarea, input)").first.input_value() for name in SHOWN_IN_PLOT}
+    assert shown == SHOWN_IN_PLOT
     page.screenshot(path=SCREENSHOTS / "webui-files-plot.png", full_page=True)
+
+
+def test_a_work_is_cancelled_and_leaves_nothing(webui: WebUI, pair: Path) -> None:
+    webui.call(f"{API}/tools/interrogate/run", {"settings": {"file": "u6-one", "checkpoint": "loaded"}})
+    webui.call(f"{API}/tools/cancel", {})
+    deadline = time.monotonic() + 120
+    while webui.call(f"{API}/tools/status")["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    status = webui.call(f"{API}/tools/status")
+    assert (status["state"], status["problems"]) == ("cancelled", [])
+    assert sorted(path.name for path in pair.iterdir()) == ["u6-one.safetensors", "u6-two.safetensors"]
+    webui.generate(PROMPT)  # the checkpoint was given back
+
+
+def test_every_tool_answers(webui: WebUI, pair: Path) -> None:
+    """Each tool with a network and the loaded checkpoint, in the WebUI's own Python and torch."""
+    work(webui, "merge-checkpoint", checkpoint="loaded", network="u6-one", out="of-the-tests/u6-tuned.safetensors")
+    tuned = next(iter(webui.call(f"{API}/tools/report")["report"]["files"]))["path"]
+    try:
+        done = {
+            "resize": work(webui, "resize", files="u6-one\nu6-two", dynamic="sv_fro=0.9", out="of-the-tests/small"),
+            "recipe": work(
+                webui, "resize", files="u6-one", recipe="fro_ckpt=1,thr=-3", checkpoint="loaded",
+                out="of-the-tests/u6-recipe.safetensors",
+            ),
+            "extract": work(
+                webui, "extract", base="loaded", tuned=tuned, rank=4, out="of-the-tests/u6-extracted.safetensors"
+            ),
+            "check": work(webui, "check", files="u6-one", checkpoint="loaded"),
+            "repair": work(webui, "repair", file="u6-one", out="of-the-tests/u6-repaired.safetensors"),
+            "interrogate": work(webui, "interrogate", file="u6-one", checkpoint="loaded", top=5),
+            "inspect": work(webui, "inspect", file="u6-one"),
+            "metadata": work(webui, "metadata", file="u6-one", set="ss_training_comment=a test"),
+            "convert": work(webui, "convert", file="u6-one", to="diffusers", out="of-the-tests/u6-d.safetensors"),
+        }  # fmt: skip
+    finally:
+        Path(tuned).unlink()
+        Path(tuned).with_suffix(".yaml").unlink(missing_ok=True)
+        Path(tuned).parent.rmdir()
+    assert {name: told["status"]["problems"] for name, told in done.items()} == {name: [] for name in done}
+    assert done["check"]["report"]["verdict"] == "healthy"
+    extracted = webui.generate(f"{PROMPT} <lora:u6-extracted:1>").pictures[0]
+    assert far(extracted, webui.generate(f"{PROMPT} <lora:u6-one:1>").pictures[0]) < 0.5
