@@ -89,8 +89,10 @@ def dead_findings(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
         explained |= set(skipped)
     left = [key for key in dead if key not in explained]
     if left:
-        text = f"{modules_words(len(left))} of {len(modules)} change nothing, a factor is zero ({some_of(left)}): they "
-        text += "were not trained, or were lost; the file works without them, and `repair` writes it so"
+        text = (
+            f"no effect in {modules_words(len(left))} of {len(modules)}, where a factor is zero ({some_of(left)}): not "
+        )
+        text += "trained, or lost; the file works without them, and `repair` writes it so"
         findings.append(Finding("doubtful", "zeros", text, tuple(left)))
     return findings
 
