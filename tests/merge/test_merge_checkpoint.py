@@ -30,7 +30,7 @@ from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, TINY_TEXT, write_random_kind
 from lora_ext.host.standalone.unet import SD1_UNET
 from lora_ext.merge.tools import make_settings, tool_named
-from lora_ext.merge.work import ToolReport, Work
+from lora_ext.merge.work import OutputFile, ToolReport, Work
 from lora_ext.networks.file import read_network, write_network
 from lora_ext.networks.library import NetworkLibrary
 from lora_ext.protocols import Cancelled, Control, UserError
@@ -239,10 +239,13 @@ def test_a_file_with_code_in_it_is_not_opened(base: Path, net: Path, out: Path) 
 def test_the_yaml_comes_along(base: Path, net: Path, out: Path) -> None:
     base.with_suffix(".yaml").write_text("model: one", encoding="utf-8")
     values = {"checkpoint": str(base), "network": str(net), "out": str(out)}
+    promised = TOOL.preview(make_settings(TOOL, values), Work()).files
     report = run(**values)
+    assert (
+        promised == report.files == [OutputFile(path, path.stat().st_size) for path in (out, out.with_suffix(".yaml"))]
+    )
     beside = out.with_suffix(".yaml")
     assert beside.read_text(encoding="utf-8") == "model: one"
-    assert [each.path for each in report.files] == [out, beside]
     assert any("base.yaml" in words for words in report.warnings)
     out.unlink()
     run(**values)
@@ -253,6 +256,14 @@ def test_the_yaml_comes_along(base: Path, net: Path, out: Path) -> None:
     assert beside.read_text(encoding="utf-8") == "model: another" and not out.exists()
     run(**values, overwrite=True)
     assert beside.read_text(encoding="utf-8") == "model: one"
+
+
+def test_a_folder_in_the_place_of_the_yaml(base: Path, net: Path, out: Path) -> None:
+    base.with_suffix(".yaml").write_text("model: one", encoding="utf-8")
+    out.with_suffix(".yaml").mkdir(parents=True)
+    with pytest.raises(UserError, match="merged.yaml cannot be read"):
+        run(checkpoint=str(base), network=str(net), out=str(out))
+    assert not out.exists()
 
 
 def test_what_a_person_is_told(base: Path, net: Path, out: Path) -> None:
