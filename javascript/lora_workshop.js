@@ -362,7 +362,7 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  Object.assign(core, { poll, ask, byId, bestOf, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  Object.assign(core, { poll, ask, byId, bestOf, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
   if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();

@@ -7,8 +7,8 @@
   const PATIENCE_MS = 15000;
   const SETTLED_MS = 900;
   const WORDS = {
-    webui: { use: "Use in txt2img", plot: "→ X/Y/Z plot", sample: "Send to txt2img" },
-    standalone: { use: "Use in Generate", plot: "→ Epoch × weight grid", sample: "Copy" },
+    webui: { use: "Use in txt2img", plot: "→ X/Y/Z plot", compare: "Before and after → X/Y/Z plot", sample: "Send to txt2img" },
+    standalone: { use: "Use in Generate", plot: "→ Epoch × weight grid", compare: "Before and after → Grid", sample: "Copy" },
   };
   const words = () => WORDS[byId("try").dataset.program];
   const inWebUI = () => byId("try").dataset.program === "webui";
@@ -147,6 +147,43 @@
     }
   };
 
+  /* Networks side by side: what a tool was given, and what it made of it. */
+  async function compareInWebUI(names) {
+    const plot = "#script_txt2img_xyz_plot_";
+    openTab();
+    const prompt = (await until("the prompt", () => visible(field(PROMPTS.webui)) && field(PROMPTS.webui))).value;
+    await choose("#txt2img_script_container #script_list", "X/Y/Z plot");
+    await until("the X/Y/Z plot", () => visible(field(`${plot}x_type`)));
+    await tick(`${plot}csv_mode`);
+    await choose(`${plot}x_type`, "[LoRA] Network");
+    await choose(`${plot}y_type`, "[LoRA] Weight");
+    await choose(`${plot}z_type`, "Nothing");
+    const listed = ["None", ...names].map((name) => (name.includes(",") ? `"${name}"` : name)).join(", ");
+    await keep({ [PROMPTS.webui]: prompt, [`${plot}x_values`]: listed, [`${plot}y_values`]: WEIGHTS });
+  }
+
+  async function compareInApp(names) {
+    openTab("Grid");
+    await keep({ "#lw-grid-network": names.join(", "), "#lw-grid-weights": WEIGHTS });
+    field("#lw-grid-network").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+    field("#lw-grid-network").blur();
+    const prompt = field("#lw-generate-prompt").value;
+    if (prompt) write(field("#lw-grid-prompt"), prompt);
+  }
+
+  actions["compare-networks"] = async (button) => {
+    const names = JSON.parse(button.dataset.names);
+    button.disabled = true;
+    try {
+      await (inWebUI() ? compareInWebUI(names) : compareInApp(names));
+    } finally {
+      button.disabled = false;
+    }
+  };
+
+  core.useWord = () => words().use;
+  core.compareWord = () => words().compare;
+
   function makeButton(className, textContent, action, values) {
     const made = element("button", { type: "button", className, textContent });
     Object.assign(made.dataset, { lwAction: action, ...values });
@@ -206,6 +243,12 @@
   function refreshCards() {
     for (const tab of ["txt2img", "img2img"]) document.querySelector(`#${tab}_lora_extra_refresh_internal`)?.click();
   }
+
+  core.onFiles.push((checkpoint) => {
+    if (!inWebUI()) return;
+    if (checkpoint) document.querySelector("#refresh_sd_model_checkpoint")?.click();
+    else refreshCards();
+  });
 
   /* ---- the WebUI's own list of checkpoints, at the top ---- */
 

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from lora_ext import __version__
 from lora_ext.protocols import Cancelled, UserError
@@ -22,7 +22,6 @@ COMMANDS = {
     "import": ("lora_ext.commands.import_settings", "turn settings of sd-scripts, kohya_ss, … into a settings file"),
     "generate": ("lora_ext.commands.generate", "render pictures, with <lora:name:weight> in the prompt"),
     "grid": ("lora_ext.commands.grid", "compare a network's epochs and weights in one picture"),
-    "inspect": ("lora_ext.commands.inspect", "tell what a network or checkpoint file holds"),
     "export-demo": ("lora_ext.commands.export_demo", "put the demo checkpoint into a WebUI's folders"),
     "docs": ("lora_ext.commands.docs", "write docs/settings.md from the declared settings"),
     "bench": ("lora_ext.commands.develop", "measure training, rendering and switching of networks"),
@@ -30,6 +29,23 @@ COMMANDS = {
     "lint": ("lora_ext.commands.develop", "run the project's checks: ruff and mypy"),
 }
 """Each command's module and what it does. The modules are imported on demand, their heavy imports when they run."""
+
+FILE_TOOLS: dict[str, str] = {
+    "resize": "bring networks to a lower rank",
+    "merge-networks": "make one network of several with weights",
+    "merge-checkpoint": "add networks to a checkpoint's weights",
+    "extract": "make a network of the difference of two checkpoints",
+    "check": "tell whether networks are healthy, doubtful or damaged, and why",
+    "repair": "write a network without what is damaged or does nothing",
+    "inspect": "tell what a network or checkpoint file holds",
+    "interrogate": "tell which words a network moves most in the text encoder",
+    "metadata": "show or change what a network says of itself",
+    "convert": "write a network in other programs' words, or in another precision",
+    "dylora-split": "write the ranks of a DyLoRA as networks of their own",
+}
+"""The file tools, as `--help` lists them; what else is to say of one stands in its module (merge/tools.py)."""
+
+COMMANDS |= {name: ("lora_ext.commands.file_tools", summary) for name, summary in FILE_TOOLS.items()}
 
 PASSES_ARGUMENTS_ON = ("bench", "test", "lint")
 """Commands whose options belong to the program that they start."""
@@ -60,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             develop = importlib.import_module(COMMANDS[arguments[0]][0])
             return int(develop.run(arguments[0], arguments[1:]))
         options = make_parser(arguments[0] if arguments else "").parse_args(arguments)
-        command: Command = importlib.import_module(COMMANDS[options.command][0])
-        return command.run(options)
+        return _command(options.command).run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -80,7 +95,7 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"LoRA Workshop {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=summary,
@@ -89,5 +104,12 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == command:
-            importlib.import_module(module).add_arguments(sub)
+            _command(name).add_arguments(sub)
     return parser
+
+
+def _command(name: str) -> Command:
+    """A command by its name; the file tools share one module."""
+    module: Any = importlib.import_module(COMMANDS[name][0])
+    command: Command = module.command_of(name) if name in FILE_TOOLS else module
+    return command

@@ -321,11 +321,12 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a host keeps things: network files are written to the first of `networks`, and read from all."""
+    """Where a host keeps things: networks and checkpoints are written to the first of their folders, read from all."""
 
     networks: tuple[Path, ...]
     runs: Path
     images: Path
+    checkpoints: tuple[Path, ...] = ()
 
 
 class Borrow(Protocol):
@@ -379,6 +380,14 @@ class Host(ImageGenerator, Protocol):
 
     def network_saved(self, path: Path) -> None:
         """A network file was written or replaced: it is to be usable at once."""
+        ...
+
+    def loaded_checkpoint(self) -> Path | None:
+        """The file of the loaded checkpoint; None where none is loaded, or it has none."""
+        ...
+
+    def checkpoint_saved(self, path: Path) -> None:
+        """A checkpoint's file was written or replaced: it is to be in the program's list."""
         ...
 
     def set_live_network(self, name: str, path: Path | None) -> None:

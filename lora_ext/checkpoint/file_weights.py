@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lora_ext.checkpoint.layouts import LAYOUTS, Layout, current_name
 from lora_ext.checkpoint.module_names import clip_names, openclip_names, unet_module_names
 from lora_ext.checkpoint.tensor_files import TensorFile, open_tensor_file
 from lora_ext.checkpoint.weight_views import WeightView, weight_view
+from lora_ext.protocols import UserError
 
 _LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.")
 
@@ -63,14 +65,22 @@ def open_checkpoint_file(path: Path) -> CheckpointFile:
 
 
 def checkpoint_in(file: TensorFile) -> CheckpointFile:
-    """The checkpoint whose tensors these are, by their names and shapes alone."""
+    """The checkpoint whose tensors these are, by names and shapes alone; UserError where whole parts are missing."""
     architecture = architecture_of(file.shapes)
     layout = LAYOUTS[architecture]
     weights: dict[str, WeightView] = {}
     names: dict[nn.Parameter, str] = {}
     for part, prefix in layout.parts.items():
         root = _skeleton(file, layout, prefix, names)
-        weights |= {key: weight_view(root, path) for key, path in _module_names(part, root, architecture).items()}
+        try:
+            places = _module_names(part, root, architecture)
+        except AttributeError as error:
+            raise UserError(
+                f"{file.path}: is not a whole checkpoint: of its {part}, {error}. Get the file again"
+            ) from error
+        for key, place in places.items():
+            with contextlib.suppress(AttributeError):  # a file that lacks this layer
+                weights[key] = weight_view(root, place)
     return CheckpointFile(file, architecture, weights, names)
 
 

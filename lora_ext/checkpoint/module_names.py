@@ -157,8 +157,15 @@ def _diffusers_name(path: str, unet: nn.Module, blocks: dict[str, str]) -> str |
 
 def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, WeightView]:
     """Key in a network file → weight, of every module of the checkpoint that networks may change."""
-    trees: list[tuple[nn.Module, dict[str, str]]] = [
-        (checkpoint.unet, unet_module_names(checkpoint.unet, checkpoint.architecture))
-    ]
-    trees += [(encoder.module, text_module_names(encoder)) for encoder in checkpoint.text_encoders]
-    return {key: weight_view(root, path) for root, names in trees for key, path in names.items()}
+    unet = checkpoint.unet
+    weights = {key: weight_view(unet, path) for key, path in unet_module_names(unet, checkpoint.architecture).items()}
+    return weights | text_weights(checkpoint.text_encoders)
+
+
+def text_weights(encoders: Iterable[TextEncoder]) -> dict[str, WeightView]:
+    """Those of text encoders alone."""
+    return {
+        key: weight_view(encoder.module, path)
+        for encoder in encoders
+        for key, path in text_module_names(encoder).items()
+    }

@@ -17,6 +17,7 @@ from lora_ext.grid.axes import (
     chosen,
     epoch_axis,
     kept_arguments,
+    network_axis,
     network_file,
     prompt_with,
     tag_text,
@@ -94,6 +95,22 @@ def epoch_weight_grid(
     own_names = {name, *(path.stem for _, path in files)}
     return render_grid(
         generator, request, columns, weight_axis(weights), NetworkChoice(name), own_names, library, progress
+    )
+
+
+def network_weight_grid(
+    generator: ImageGenerator,
+    request: GenerateRequest,
+    names: Sequence[str],
+    weights: Sequence[float],
+    library: EpochFiles,
+    include_none: bool = True,
+    progress: Progress | None = None,
+) -> Grid:
+    """Networks across, weights down, as `epoch_weight_grid` does it with epochs: a file before and after a change."""
+    columns = network_axis([*([None] if include_none else []), *names])
+    return render_grid(
+        generator, request, columns, weight_axis(weights), NetworkChoice(names[0]), set(names), library, progress
     )
 
 

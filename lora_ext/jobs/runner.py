@@ -13,6 +13,7 @@ from lora_ext.jobs.recording import check_host, output_folder, train_recorded
 from lora_ext.jobs.records import RunRecord
 from lora_ext.jobs.registry import OpenRun, RunRegistry
 from lora_ext.jobs.tensorboard_log import check_logs
+from lora_ext.jobs.tool_job import ToolRunner
 from lora_ext.protocols import Control, Host, UserError
 from lora_ext.training.checks import prepare_run
 
@@ -33,11 +34,15 @@ class _Job:
 
 
 class JobRunner:
-    """Trains on the host's checkpoint, first come, first served. All methods may be called from any thread."""
+    """Trains on the host's checkpoint, first come, first served. All methods may be called from any thread.
+
+    `tools` works with files beside that.
+    """
 
     def __init__(self, host: Host, registry: RunRegistry) -> None:
         self.host = host
         self.registry = registry
+        self.tools = ToolRunner()
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._waiting: deque[_Job] = deque()
@@ -135,7 +140,10 @@ class JobRunner:
         return job.run.record
 
     def close(self, timeout: float | None = 60.0) -> None:
-        """Before the program ends: drop the queue, stop the present run, keep its work, and wait for that."""
+        """Before the program ends: drop the queue, stop the present run, keep its work, and wait for that.
+
+        Work with files is cancelled.
+        """
         with self._lock:
             jobs = [*self._waiting, *([self._current] if self._current else [])]
             worker = self._worker
@@ -143,6 +151,7 @@ class JobRunner:
             self.stop(job.id)
         if worker is not None:
             worker.join(timeout)
+        self.tools.close(timeout)
 
     def _job(self, run_id: str) -> _Job:
         with self._lock:

@@ -73,10 +73,11 @@ def strengths(
         block = block_name(key, checkpoint.architecture) or _OTHERS
         before = blocks.get(block, (0.0, 0.0))
         blocks[block] = before[0] + change, before[1] + size
-    return Strengths(_ratios(squares), dict(sorted(_ratios(blocks).items(), key=lambda item: _place(item[0]))))
+    return Strengths(_ratios(squares), dict(sorted(_ratios(blocks).items(), key=lambda item: block_order(item[0]))))
 
 
-def _place(block: str) -> tuple[int, str]:
+def block_order(block: str) -> tuple[int, str]:
+    """Sorts the blocks as the network has them: text encoders, in, middle, out, and what is in none."""
     order = ("BASE", "IN", "MID", "OUT", _OTHERS)
     return next(number for number, start in enumerate(order) if block.startswith(start)), block
 

@@ -196,7 +196,8 @@ def report_of(checked: list[Checked]) -> ToolReport:
         return ToolReport(f"{only.path.name}: {verdict}", facts, (), warnings, (), verdict, details)
     counts = Counter(each.verdict for each in checked)
     words = ", ".join(f"{counts[name]} {name}" for name in ("healthy", "doubtful", "damaged") if counts[name])
-    facts = {each.path.name: each.verdict for each in checked}
+    names = Counter(each.path.name for each in checked)
+    facts = {each.path.name if names[each.path.name] == 1 else str(each.path): each.verdict for each in checked}
     warnings = [
         f"{each.path.name}: {finding.text}"
         for each in checked

@@ -13,11 +13,13 @@ from lora_ext.config.tools.extract import ExtractSettings
 from lora_ext.merge.checkpoint_pair import CheckpointPair, open_pair
 from lora_ext.merge.extract_report import Found, extraction_metadata, report_of
 from lora_ext.merge.extraction import RankChoice, extracted
+from lora_ext.merge.hashing import hashes_beside
 from lora_ext.merge.left_out import LeftOut, largest_change
 from lora_ext.merge.low_rank_out import named_tensors
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import PRECISIONS, OutputFile, ToolReport, Work, check_output, write_result
+from lora_ext.networks.file import network_size
 from lora_ext.protocols import ConfigError, UserError
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,9 +31,10 @@ def run(settings: ExtractSettings, work: Work) -> ToolReport:
     """Write the network and tell what is in it."""
     plan = _plan(settings, work)
     out = check_output(Path(settings.out), plan.paths, settings.overwrite, plan.most_bytes)
-    found = plan.find(work, shown=0)
-    modules = {key: module.tensors for key, module in found.modules.items()}
-    metadata = extraction_metadata(plan.pair, modules, out, plan.described)
+    with hashes_beside(plan.paths) as hash_of:
+        found = plan.find(work, shown=0)
+        modules = {key: module.tensors for key, module in found.modules.items()}
+        metadata = extraction_metadata(plan.pair, modules, out, plan.described, hash_of)
     file = write_result(out, named_tensors(modules), metadata, PRECISIONS[settings.precision], work)
     return report_of(plan.pair, found, [file])
 
@@ -40,8 +43,8 @@ def preview(settings: ExtractSettings, work: Work) -> ToolReport:
     """What `run` would write, with the singular values of each module."""
     plan = _plan(settings, work)
     found = plan.find(work, shown=_SHOWN)
-    tensors = (tensor for module in found.modules.values() for tensor in module.tensors.values())
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tensors = named_tensors({key: module.tensors for key, module in found.modules.items()})
+    size = network_size(tensors, {}, PRECISIONS[settings.precision])
     return report_of(plan.pair, found, [OutputFile(Path(settings.out or "network.safetensors"), size)])
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -97,15 +96,22 @@ def report_of(pair: CheckpointPair, found: Found, files: Sequence[OutputFile]) -
 
 
 def extraction_metadata(
-    pair: CheckpointPair, modules: Mapping[str, Mapping[str, Tensor]], out: Path, described: str
+    pair: CheckpointPair,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    out: Path,
+    described: str,
+    hash_of: Callable[[Path], str],
 ) -> dict[str, str]:
-    """What sd-scripts writes for an extracted network, the base's name and hashes, and both files as its sources."""
+    """What sd-scripts writes for an extracted network, the base's name and hashes, and both files as its sources.
+
+    `hash_of` gives a file's sha256.
+    """
     base = pair.base.file.path
     # sd-scripts takes SD2 checkpoints that do not say it for those that predict the velocity
     unsaid: PredictionType = "v_prediction" if pair.architecture == "SD2" else "epsilon"
     prediction = pair.prediction or unsaid
     version = base_model_version(pair.architecture, prediction)
-    size, base_hash = _RESOLUTIONS[version], _sha256(base)
+    size, base_hash = _RESOLUTIONS[version], hash_of(base)
     stated = {
         "ss_v2": str(pair.architecture == "SD2"),
         "ss_base_model_version": version,
@@ -121,7 +127,7 @@ def extraction_metadata(
     }
     tuned = pair.tuned.file.path
     sources = [
-        {"name": tuned.name, "hash": _sha256(tuned), "weight": 1.0},
+        {"name": tuned.name, "hash": hash_of(tuned), "weight": 1.0},
         {"name": base.name, "hash": base_hash, "weight": -1.0},
     ]
     return changed_metadata(stated, modules, described, [], out) | {SOURCES: json.dumps(sources, ensure_ascii=False)}
@@ -163,11 +169,3 @@ def _counted(modules: Mapping[str, Extracted]) -> str:
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

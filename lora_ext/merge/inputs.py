@@ -27,6 +27,9 @@ _CONTEXTS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 EITHER_SD = "SD1 or SD2"
 """Their networks have the same names, and often nothing else that tells them apart."""
 
+BASE_VERSIONS = {"SD1": "sd_v1", "SD2": "sd_v2", "SDXL": "sdxl_base_v1-0"}
+"""What files say of what they are for (`ss_base_model_version`)."""
+
 _BASES = (
     ("sdxl", "SDXL"), ("stable-diffusion-xl", "SDXL"), ("sd_v2", "SD2"), ("stable-diffusion-v2", "SD2"),
     ("sd_v1", "SD1"), ("stable-diffusion-v1", "SD1"), ("sd_1", "SD1"), ("sd_2", "SD2"),
@@ -69,14 +72,19 @@ class WeightedNetwork:
         return weight if self.blocks is None else weight * self.blocks.multiplier(key, architecture)
 
     def left_out(self) -> list[str]:
-        """What of the file is not in its modules, in words: embeddings, and tensors of no known network."""
-        words = []
-        if self.network.embeddings:
-            names = ", ".join(sorted(self.network.embeddings))
-            words.append(f"{self.name}: the embeddings in it ({names}) are left out; they work with the file itself")
-        if self.network.unknown:
-            words.append(unknown_message(self.name, self.network.unknown))
-        return words
+        """What of the file is not in its modules; see `left_out_words`."""
+        return left_out_words(self.name, self.network)
+
+
+def left_out_words(name: str, network: NetworkModules) -> list[str]:
+    """What of a file is not in its modules, in words: embeddings, and tensors of no known network."""
+    words = []
+    if network.embeddings:
+        names = ", ".join(sorted(network.embeddings))
+        words.append(f"{name}: the embeddings in it ({names}) are left out; they work with the file itself")
+    if network.unknown:
+        words.append(unknown_message(name, network.unknown))
+    return words
 
 
 def weighted_networks(

@@ -105,7 +105,7 @@ def _joined(found: set[tuple[int, float]]) -> tuple[str, str]:
     ranks, alphas = ({pair[place] for pair in found} for place in (0, 1))
     return (
         str(next(iter(ranks))) if len(ranks) == 1 else _DYNAMIC,
-        f"{next(iter(alphas)):.6g}" if len(alphas) == 1 else _DYNAMIC,
+        str(next(iter(alphas))) if len(alphas) == 1 else _DYNAMIC,
     )
 
 

@@ -185,4 +185,5 @@ TOOL = Tool(
     MergeCheckpointSettings,
     run,
     preview,
+    writes_checkpoints=True,
 )

@@ -12,7 +12,7 @@ import torch
 
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.config.tools.merge_networks import MergeNetworksSettings
-from lora_ext.merge.inputs import EITHER_SD, WeightedNetwork, common_base, weighted_networks
+from lora_ext.merge.inputs import BASE_VERSIONS, EITHER_SD, WeightedNetwork, common_base, weighted_networks
 from lora_ext.merge.low_rank_out import Source, changed_metadata, named_tensors
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.merged_modules import MergedModule, approximated, concatenated, has_rank, rank_of, rounding
@@ -22,7 +22,6 @@ from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport, Work, chec
 from lora_ext.networks.file import Precision
 from lora_ext.protocols import UserError
 
-_BASE_VERSIONS = {"SD1": "sd_v1", "SD2": "sd_v2", "SDXL": "sdxl_base_v1-0"}
 _SHARED = (
     "ss_v2", "ss_base_model_version", "ss_clip_skip", "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash",
     "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation", "modelspec.prediction_type",
@@ -135,8 +134,8 @@ def _metadata(plan: _Plan, modules: Mapping[str, Mapping[str, torch.Tensor]]) ->
     first = plan.networks[0].file.metadata
     names = ", ".join(each.name for each in plan.networks)
     shared = dict(first) if len(plan.networks) == 1 else {key: first[key] for key in _SHARED if key in first}
-    if plan.base in _BASE_VERSIONS:
-        shared.setdefault("ss_base_model_version", _BASE_VERSIONS[plan.base])
+    if plan.base in BASE_VERSIONS:
+        shared.setdefault("ss_base_model_version", BASE_VERSIONS[plan.base])
         shared.setdefault("ss_v2", str(plan.base == "SD2"))
     is_plain = all(set(tensors) == {"lora_up.weight", "lora_down.weight", "alpha"} for tensors in modules.values())
     shared["ss_network_module"] = "networks.lora" if is_plain else "lycoris.kohya"

@@ -32,10 +32,12 @@ class ModuleSpectrum:
     """The singular values (k,) of a module's ΔW / scale, in fp64 on the CPU, and how to get the first of its vectors.
 
     `energy` is the sum of the squares of all of them, also of those that are not in `values`. `extra` are tensors by
-    suffix that go beside the factors: lengths of DoRA, a bias. `rank` is that of the file, None where it has none.
+    suffix that go beside the factors: lengths of DoRA, a bias. `algorithm` and `rank` are the file's, None where it has
+    no rank.
     """
 
     key: str
+    algorithm: str
     values: Tensor
     energy: float
     scale: float
@@ -143,7 +145,7 @@ def _factored(factors: Mapping[str, LowRankFactors], device: torch.device) -> It
         key, parts = keys[place], factors[keys[place]]
         values = svd.values.cpu()
         energy = float(values.square().sum())
-        yield key, ModuleSpectrum(key, values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut)
+        yield key, ModuleSpectrum(key, "LoRA", values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut)
 
 
 def _dense(
@@ -166,10 +168,14 @@ def _dense(
         svd = dense_svd(made(), wanted)
         values = svd.values.double().cpu()
         energy = float(values.square().sum()) + svd.lost**2
-        return ModuleSpectrum(key, values, energy, 1.0, shape, delta.rank, lambda rank: _first(svd, rank))
+        return ModuleSpectrum(
+            key, delta.algorithm, values, energy, 1.0, shape, delta.rank, lambda rank: _first(svd, rank)
+        )
     values = torch.linalg.svdvals(made()).double().cpu()
     energy = float(values.square().sum())
-    return ModuleSpectrum(key, values, energy, 1.0, shape, delta.rank, lambda rank: dense_svd(made(), rank))
+    return ModuleSpectrum(
+        key, delta.algorithm, values, energy, 1.0, shape, delta.rank, lambda rank: dense_svd(made(), rank)
+    )
 
 
 def _first(svd: Svd, rank: int) -> Svd:

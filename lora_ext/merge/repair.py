@@ -15,11 +15,9 @@ from lora_ext.merge.low_rank_out import Source, changed_metadata
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
-from lora_ext.networks.file import NetworkFile, read_network
+from lora_ext.networks.file import NetworkFile, network_size, read_network
 from lora_ext.networks.weight_delta import UnsupportedNetworkError, module_delta
 from lora_ext.protocols import UserError
-
-_HEADER = 200  # bytes of a file's header for each tensor
 
 
 @dataclass(frozen=True)
@@ -118,14 +116,11 @@ def _report(
             "those that the network was made for"
         )
     if written is None and settings.out.strip():
-        written = OutputFile(Path(settings.out), _size(result.tensors))
+        precision = precision_of(settings.precision, result.tensors)
+        written = OutputFile(Path(settings.out), network_size(result.tensors, file.metadata, precision))
     details = {"damaged": dict(result.damaged), "without_effect": list(result.without_effect)}
     title = f"{file.path.name}: {modules_words(result.left_out)} left out"
     return ToolReport(title, facts, (), warnings, (written,) if written else (), "", details)
-
-
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(each.numel() * each.element_size() + _HEADER for each in tensors.values())
 
 
 TOOL = Tool(

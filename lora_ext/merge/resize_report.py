@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,9 +128,9 @@ def _warnings(result: Resized) -> list[str]:
             f"{name} is a DoRA: its lengths stay exactly as they were trained, and the directions are cut; what is "
             "kept is counted before the lengths"
         )
-    whole = sum(module.rank is None for module in modules)
-    if whole:
-        found.append(f"{name}: {whole} modules without factors become LoRA modules")
+    others = Counter(module.algorithm for module in modules if module.algorithm != "LoRA")
+    for algorithm, count in others.items():
+        found.append(f"{name}: {count} modules of {algorithm} become LoRA modules")
     if result.missing:
         names = ", ".join(result.missing[:_NAMED]) + (", …" if len(result.missing) > _NAMED else "")
         found.append(f"{name}: the checkpoint does not have {len(result.missing)} of its modules, which stay: {names}")

@@ -12,9 +12,10 @@ from lora_ext.networks.weight_delta import exact_matmul
 
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
-_PIECE = 2**16  # numbers
+_PIECE, _LARGE_PIECE = 2**16, 2**24  # numbers
 _OVERSAMPLE = 16
 _MAX_ROUNDS = 40
+_LANCZOS_STEPS = 120
 _ENOUGH = 1e-5  # gain in one more round, as a share of what is not reached
 
 
@@ -98,23 +99,31 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
 
 def squared_norm(values: Tensor) -> float:
     """Σ x² of fp32 numbers, summed in fp64 piece by piece, so that a processor's cache holds what is widened."""
-    return sum(float(part.double().square().sum()) for part in values.flatten().split(_PIECE))
+    pieces = values.flatten().split(_PIECE if values.device.type == "cpu" else _LARGE_PIECE)
+    return sum(float(piece.double().square().sum()) for piece in pieces)
 
 
 @torch.no_grad()
 def spectral_norm(matrix: Tensor) -> float:
-    """The largest singular value of a matrix (m, n) in fp32: subspace iteration until it changes by 1e-6."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(matrix.shape[1], min(_OVERSAMPLE, *matrix.shape), generator=generator).to(matrix.device)
+    """The largest singular value of a matrix (m, n) in fp32, by Lanczos' method until its square changes by 1e-7."""
+    count = min(_LANCZOS_STEPS, *matrix.shape)
+    basis = matrix.new_empty(count, matrix.shape[1])
+    inner = torch.zeros(count, count, dtype=torch.float64)  # the lower half of what matrixᵀ matrix is in the basis
     largest = 0.0
     with exact_matmul():
-        for _ in range(_MAX_ROUNDS):
-            reached = matrix @ rows
-            before, largest = largest, _energy(reached, 1) ** 0.5
-            if largest - before <= 1e-6 * largest:
+        vector = _random(1, matrix.shape[0], matrix.device)[0] @ matrix
+        for step in range(count if vector.any() else 0):
+            basis[step] = vector / vector.norm()
+            known = basis[: step + 1]
+            image = matrix.mT @ (matrix @ basis[step])
+            overlaps = known @ image
+            inner[step, : step + 1] = overlaps.cpu()
+            before, largest = largest, max(float(torch.linalg.eigvalsh(inner[: step + 1, : step + 1])[-1]), 0.0)
+            vector = image - overlaps @ known
+            vector = vector - (known @ vector) @ known
+            if float(vector.norm()) <= 1e-7 * largest or (step > 8 and largest - before <= 1e-7 * largest):
                 break
-            rows = torch.linalg.qr(matrix.mT @ torch.linalg.qr(reached)[0])[0]
-    return largest
+    return float(largest**0.5)
 
 
 def _widened(stored: Tensor) -> Tensor:
@@ -160,8 +169,7 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
 
 
 def _first_values(matrix: Tensor, rank: int) -> Svd:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[1], rank + _OVERSAMPLE, generator=generator).to(matrix.device)
+    start = _random(matrix.shape[1], rank + _OVERSAMPLE, matrix.device)
     energy = squared_norm(matrix)
     with exact_matmul():
         reached = matrix @ start
@@ -177,6 +185,11 @@ def _first_values(matrix: Tensor, rank: int) -> Svd:
         left, values, right = basis @ inner[:, :rank], values[:rank], right[:rank]
         lost = float(torch.addmm(matrix, left * values, right, alpha=-1).norm())
     return Svd(left, values, right, lost)
+
+
+def _random(rows: int, columns: int, device: torch.device) -> Tensor:
+    """The same normal numbers every time, on every device."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _energy(columns: Tensor, rank: int) -> float:

@@ -16,7 +16,8 @@ from lora_ext.protocols import ConfigError
 class Tool:
     """One of the file tools. `settings` is a dataclass of declared settings; both functions take one of it.
 
-    `preview` writes nothing, and is None where `run` writes nothing either.
+    `preview` writes nothing, and is None where `run` writes nothing either. `writes_checkpoints` says that its
+    output is a checkpoint, no network; `changes_input` that it writes into its `file`.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Tool:
     settings: type
     run: Callable[[Any, Work], ToolReport]
     preview: Callable[[Any, Work], ToolReport] | None = None
+    writes_checkpoints: bool = False
+    changes_input: bool = False
 
     def declared(self) -> tuple[Setting, ...]:
         """Its settings, in the order in which a person is asked for them."""
@@ -32,12 +35,17 @@ class Tool:
 
 
 MODULES: dict[str, str] = {
+    "resize": "lora_ext.merge.resize",
+    "merge-networks": "lora_ext.merge.merge_networks",
     "merge-checkpoint": "lora_ext.merge.merge_checkpoint",
     "extract": "lora_ext.merge.extract",
-    "merge-networks": "lora_ext.merge.merge_networks",
-    "resize": "lora_ext.merge.resize",
     "check": "lora_ext.merge.check",
     "repair": "lora_ext.merge.repair",
+    "inspect": "lora_ext.merge.inspect",
+    "interrogate": "lora_ext.merge.interrogate",
+    "metadata": "lora_ext.merge.metadata",
+    "convert": "lora_ext.merge.convert",
+    "dylora-split": "lora_ext.merge.dylora_split",
 }
 """Each tool's module, which has it as `TOOL`; imported when it is asked for."""
 

@@ -26,24 +26,31 @@ _WHOLE = {"diff", "diff_b", "w_norm", "b_norm", "weight", "bias_values", "rescal
 
 @dataclass(frozen=True)
 class NumberFacts:
-    """Counts of one tensor's numbers: `scattered` zeros are not those of ranks without effect, `lost` are numbers
-    other than 0 that fp16 makes 0, `fine` those that it has below its normal range, with fewer digits. `largest` is the
-    largest magnitude among the finite ones.
+    """Counts of one tensor's numbers: `lost` are those other than 0 that fp16 makes 0, `fine` those that it has below
+    its normal range, with fewer digits. `largest` is the largest magnitude among the finite ones.
     """
 
     dtype: torch.dtype
     count: int
     not_finite: int
     zeros: int
-    scattered: int
     lost: int
     fine: int
     largest: float
 
     @property
-    def scattered_share(self) -> float:
-        """Share of the numbers that are scattered zeros."""
-        return self.scattered / max(1, self.count)
+    def zero_share(self) -> float:
+        """Share of the numbers that are 0."""
+        return self.zeros / max(1, self.count)
+
+    @property
+    def has_underflow(self) -> bool:
+        """Whether many of fp16's numbers are 0 because they were too small: then what is left is hardly larger.
+
+        Ranks and kernels that were never trained have zeros too, beside numbers of the usual size.
+        """
+        left = self.count - self.zeros
+        return self.dtype == torch.float16 and self.zero_share >= _MANY and left > 0 and self.fine >= left / 2
 
     @property
     def lost_share(self) -> float:
@@ -61,20 +68,10 @@ def number_facts(tensor: Tensor) -> NumberFacts:
         finite = torch.isfinite(sizes)
         not_finite = int(sizes.numel() - finite.sum())
         largest = float(sizes[finite].max()) if bool(finite.any()) else 0.0
-    is_zero = sizes == 0
-    zeros = int(is_zero.sum())
+    zeros = int((sizes == 0).sum())
     lost = 0 if tensor.dtype == torch.float16 else int((sizes <= _BECOMES_ZERO).sum()) - zeros
     fine = int((sizes < _SMALLEST_NORMAL).sum()) - zeros - lost
-    return NumberFacts(tensor.dtype, sizes.numel(), not_finite, zeros, _scattered(is_zero), lost, fine, largest)
-
-
-def _scattered(is_zero: Tensor) -> int:
-    """Zeros outside of ranks that are zero altogether: the slices along a factor's short side."""
-    if is_zero.ndim < 2:
-        return 0
-    zeros = is_zero.flatten(1)  # (rows, columns)
-    across = 0 if zeros.shape[0] > zeros.shape[1] else 1
-    return int((zeros & ~zeros.all(dim=across, keepdim=True)).sum())
+    return NumberFacts(tensor.dtype, sizes.numel(), not_finite, zeros, lost, fine, largest)
 
 
 def measured_numbers(network: NetworkModules) -> dict[Place, NumberFacts]:
@@ -125,10 +122,10 @@ def _not_finite(numbers: Mapping[Place, NumberFacts]) -> Iterable[Finding]:
 
 def _underflow(numbers: Mapping[Place, NumberFacts]) -> Iterable[Finding]:
     factors = {place: facts for place, facts in numbers.items() if place[1] not in _WHOLE}
-    half = [p for p, facts in factors.items() if facts.dtype == torch.float16 and facts.scattered_share >= _MANY]
+    half = [p for p, facts in factors.items() if facts.has_underflow]
     if half:
         names = sorted({key for key, _ in half})
-        share = max(factors[place].scattered_share for place in half)
+        share = max(factors[place].zero_share for place in half)
         text = f"{modules_words(len(names))} ({some_of(names)}) lost values to fp16: up to {_percent(share)} of a "
         text += "factor are 0, as numbers below 0.00000003 become; save the network in fp32 or bf16 where it was made"
         yield Finding("doubtful", "fp16 underflow", text, tuple(names))

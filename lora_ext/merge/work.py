@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.networks.file import Precision, write_network
 from lora_ext.protocols import Control, Progress, UserError
 
@@ -30,11 +32,16 @@ def _by_path(text: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def _no_text_part(text: str) -> AbstractContextManager[TextPart]:
+    raise UserError(f"{text or 'checkpoint'}: text encoders cannot be opened here; use the command line or the tab")
+
+
 @dataclass(frozen=True)
 class Work:
     """What a tool is given beside its settings; raises `Cancelled` out of `step` when it was told to stop.
 
     `find_network` and `find_checkpoint` tell the file that a name or a path stands for, None where there is none.
+    `open_text` gives the text encoders of a checkpoint by its name, for the length of a block.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -42,6 +49,7 @@ class Work:
     progress: Progress | None = None
     find_network: Callable[[str], Path | None] = _by_path
     find_checkpoint: Callable[[str], Path | None] = _by_path
+    open_text: Callable[[str], AbstractContextManager[TextPart]] = _no_text_part
 
     def network(self, text: str) -> Path:
         """The file of a network by its name or path; UserError where there is none."""

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from lora_ext.grid.axes import network_names
-from lora_ext.grid.render import Grid, epoch_weight_grid
+from lora_ext.grid.render import Grid, epoch_weight_grid, network_weight_grid
 from lora_ext.grid.values import parse_epochs, parse_numbers
 from lora_ext.host.standalone.host import StandaloneHost
 from lora_ext.jobs.runner import JobRunner
@@ -34,8 +34,9 @@ class GridPanel:
         """The panel in the present gradio context; the list of networks is renewed when its tab is opened."""
         with gr.Row(elem_classes=["lw-fields"]):
             network = gr.Dropdown(
-                network_names(self.host.library), label="Network", info="trained here, or put into the folder",
-                elem_id="lw-grid-network", elem_classes=["lw-field"], allow_custom_value=True,
+                network_names(self.host.library), label="Network", elem_id="lw-grid-network",
+                info="trained here, or put into the folder; several with commas stand side by side",
+                elem_classes=["lw-field"], allow_custom_value=True,
             )  # fmt: skip
             epochs = _text("epochs", "Epochs", "all, 1-5, 2-10 (+2), last", "all")
             weights = _text("weights", "Weights", "0.8, 0.4-1.2 (+0.2), 0-1 [5]", "0.4-1.0 (+0.2)")
@@ -79,10 +80,15 @@ class GridPanel:
             refuse_while_training(self.runner, "draw the grid")
             if not name:
                 raise UserError("Network is empty: choose one; train one first if the list is empty")
-            grid = epoch_weight_grid(
-                self.host, fields.request(values[4:]), name, parse_epochs(epochs or "", "Epochs"),
-                parse_numbers(weights or "", "Weights"), self.host.library, bool(nothing), show,
-            )  # fmt: skip
+            request, numbers = fields.request(values[4:]), parse_numbers(weights or "", "Weights")
+            names = [part.strip() for part in name.split(",") if part.strip()]
+            if len(names) > 1 and self.host.library.find(name) is None:
+                grid = network_weight_grid(self.host, request, names, numbers, self.host.library, bool(nothing), show)
+            else:
+                chosen = parse_epochs(epochs or "", "Epochs")
+                grid = epoch_weight_grid(
+                    self.host, request, name, chosen, numbers, self.host.library, bool(nothing), show
+                )
             path = self.host.folders().images / "grids" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.png"
             grid.save(path)
         except UserError as error:

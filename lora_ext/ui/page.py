@@ -9,6 +9,7 @@ _FOREIGN = re.compile(
 )
 SCRIPTS = (
     "lora_workshop.js",
+    "lora_workshop_files.js",
     "lora_workshop_form.js",
     "lora_workshop_masks.js",
     "lora_workshop_networks.js",

@@ -1,4 +1,4 @@
-"""The tab, for any host: training, further panels, and past runs.
+"""The tab, for any host: training, further panels, network files, tools for files, and past runs.
 
 A run belongs to the runner's thread and the registry, not to this page: the page's script polls the status route,
 so a page that was closed and opened again shows the run as it is. The form goes through routes of its own
@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lora_ext.protocols import Host
+from lora_ext.ui.files_page import files_page
 from lora_ext.ui.networks_page import NETWORKS_PANEL
 from lora_ext.ui.pieces import RUNS_PANEL
 from lora_ext.ui.train_page import train_page
@@ -51,6 +52,8 @@ def make_tab(
                     panel.build(opened)
             with gr.Tab("Networks", elem_id="lw-tab-networks"):
                 gr.HTML(NETWORKS_PANEL, elem_id="lw-networks-panel")
+            with gr.Tab("Files", elem_id="lw-tab-files"):
+                gr.HTML(files_page(), elem_id="lw-files-panel")
             with gr.Tab("Runs", elem_id="lw-tab-runs"):
                 gr.HTML(RUNS_PANEL, elem_id="lw-runs-panel")
     return tab

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lora_ext.merge.tools import MODULES
 from lora_ext.networks.card_files import VERSIONS, cover_of, read_words
 from lora_ext.networks.file import NetworkHeader
 from lora_ext.protocols import UserError
@@ -99,9 +100,21 @@ def _head(path: Path, header: NetworkHeader | None) -> str:
         f'data-name="{escape(path.stem)}" data-run="{escape(path.stem)}" data-trial="">Use</button>'
         '<button type="button" class="lw-copy" data-lw-action="copy" '
         f'data-text="{escape(f"<lora:{path.stem}:1>")}">Copy tag</button>'
+        f"{_tool_buttons(path)}"
         '<label class="lw-copy">Set picture<input type="file" accept="image/png,image/jpeg,image/webp" '
         "data-lw-cover hidden></label>"
         '<span class="lw-control-error lw-cover-error" role="alert"></span></div></div></header>'
+    )
+
+
+def _tool_buttons(path: Path) -> str:
+    """What opens the tab of the file tools with this network filled in."""
+    values = {name: str(path) for name in ("file", "files")}
+    return "".join(
+        f'<button type="button" class="lw-copy" data-lw-action="open-tool" data-tool="{tool}" '
+        f'data-values="{escape(json.dumps(values))}">{label}</button>'
+        for tool, label in (("resize", "Resize …"), ("check", "Check …"))
+        if tool in MODULES
     )
 
 

@@ -34,6 +34,7 @@ from lora_ext.web.pictures import ROUTES, SAMPLE_THUMBNAIL, check_signature, med
 from lora_ext.web.planning import PlanningDesk, plan_as_json
 from lora_ext.web.preset_routes import add_preset_routes
 from lora_ext.web.requests import UserErrorRoute, refuse_other_sites
+from lora_ext.web.tool_routes import add_tool_routes
 
 _NEVER_STORE = {"Cache-Control": "no-store"}
 _PICTURE_SUFFIXES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -77,6 +78,7 @@ def make_router(
     add_form_routes(router, runner, planning)
     add_preset_routes(router, host)
     add_network_routes(router, runner, host)
+    add_tool_routes(router, runner, host)
     _add_runs(router, runner, host)
     _add_control(router, runner)
     _add_pictures(router)

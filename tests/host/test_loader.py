@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_ext.checkpoint.devices import choose_device
 from lora_ext.host.standalone.architecture import clip_config, unet_config, vae_config
 from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml, checkpoint_yaml, read_checkpoint_yaml
 from lora_ext.host.standalone.file_hashes import cached_sha256
-from lora_ext.host.standalone.loader import LoadedCheckpoint, choose_device, choose_dtype, load_checkpoint
+from lora_ext.host.standalone.loader import LoadedCheckpoint, choose_dtype, load_checkpoint
 from lora_ext.host.standalone.random_checkpoint import TINY_UNET, TINY_VAE, write_random_checkpoint
 from lora_ext.host.standalone.unet import SD1_UNET, SD2_UNET, SDXL_UNET, UNetConfig
 from lora_ext.host.standalone.vae import SD_VAE, VAEConfig

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, write_random_kind
+from lora_ext.host.standalone.random_checkpoint import TINY_KINDS
 from lora_ext.merge.extract import TOOL
 from lora_ext.merge.tools import make_settings
 from lora_ext.merge.work import ToolReport, Work
@@ -20,13 +20,10 @@ Q = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight
 BIAS = "model.diffusion_model.out.2.bias"
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture
+def bases(tiny_kind_path: Callable[[str], Path]) -> dict[str, Path]:
     """Tiny checkpoints by kind; nobody changes them."""
-    folder = tmp_path_factory.mktemp("bases")
-    for name, kind in TINY_KINDS.items():
-        write_random_kind(folder / f"{name}.safetensors", kind)
-    return {name: folder / f"{name}.safetensors" for name in TINY_KINDS}
+    return {name: tiny_kind_path(name) for name in TINY_KINDS}
 
 
 def extract(base: Path, tuned: Path, out: Path | None = None, **values: object) -> ToolReport:
@@ -57,7 +54,7 @@ def test_identical_checkpoints_and_such_that_no_network_holds_the_difference_of(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     copy = changed(bases["sd1"], tmp_path, lambda tensors: None)
-    with pytest.raises(UserError, match="sd1 and tuned do not differ: there is nothing to extract"):
+    with pytest.raises(UserError, match="tiny-sd1 and tuned do not differ: there is nothing to extract"):
         extract(bases["sd1"], copy)
 
     def other_bias(tensors: dict[str, Tensor]) -> None:
@@ -71,8 +68,12 @@ def test_identical_checkpoints_and_such_that_no_network_holds_the_difference_of(
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ("sd1", "sdxl", "sd1.safetensors is an SD1 checkpoint and sdxl.safetensors an SDXL one"),
-        ("sd2", "sd2-v", r"sd2.safetensors predicts the noise \(ε\) and sd2-v.safetensors the velocity \(v\)"),
+        ("sd1", "sdxl", "tiny-sd1.safetensors is an SD1 checkpoint and tiny-sdxl.safetensors an SDXL one"),
+        (
+            "sd2",
+            "sd2-v",
+            r"tiny-sd2.safetensors predicts the noise \(ε\) and tiny-sd2-v.safetensors the velocity \(v\)",
+        ),
     ],
 )
 def test_checkpoints_of_other_kinds(
@@ -99,7 +100,9 @@ def test_another_width_is_refused_by_the_name_of_a_module(bases: dict[str, Path]
     def wider(tensors: dict[str, Tensor]) -> None:
         tensors[Q] = torch.cat([tensors[Q], tensors[Q]])
 
-    with pytest.raises(UserError, match=r"mid_block_attentions_0_transformer_blocks_0_attn1_to_q is \(64, 64\) in sd1"):
+    with pytest.raises(
+        UserError, match=r"mid_block_attentions_0_transformer_blocks_0_attn1_to_q is \(64, 64\) in tiny-sd1"
+    ):
         extract(bases["sd1"], changed(bases["sd1"], tmp_path, wider))
 
 
@@ -166,7 +169,7 @@ def test_averaged_weights_and_mixed_precision_are_told(bases: dict[str, Path], t
             tensors[name] = tensors[name].half()
 
     report = extract(bases["sd1"], changed(bases["sd1"], tmp_path, half), overwrite=True)
-    assert any("sd1 in float32 and tuned in float16" in words for words in report.warnings)
+    assert any("tiny-sd1 in float32 and tuned in float16" in words for words in report.warnings)
 
 
 def test_outputs_that_may_not_be_written(bases: dict[str, Path], tmp_path: Path) -> None:

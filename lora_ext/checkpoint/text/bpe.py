@@ -64,9 +64,18 @@ def byte_alphabet() -> list[str]:
 
     Printable Latin-1 characters stand for themselves; the other bytes get code points from 256 on.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = 256 - len(printable)
-    return [chr(code) for code in printable] + [chr(256 + index) for index in range(others)]
+    printable = _printable_bytes()
+    return [chr(code) for code in printable] + [chr(256 + index) for index in range(256 - len(printable))]
+
+
+def _printable_bytes() -> list[int]:
+    return [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+
+
+def _alphabet_bytes() -> list[int]:
+    """The bytes that the characters of `byte_alphabet` stand for."""
+    printable = _printable_bytes()
+    return [*printable, *(byte for byte in range(256) if byte not in set(printable))]
 
 
 @lru_cache(maxsize=1)
@@ -84,6 +93,20 @@ def vocabulary() -> dict[str, int]:
     tokens += [merge.replace(" ", "") for merge in _merges()]
     tokens += [_BEGIN, _END]
     return {token: index for index, token in enumerate(tokens)}
+
+
+def token_texts() -> list[str]:
+    """The text of each token by its id; `…` stands where more of the word follows, � for a part of a character."""
+    byte_of = {character: byte for byte, character in zip(_alphabet_bytes(), byte_alphabet(), strict=True)}
+    return [_token_text(token, byte_of) for token in vocabulary()]
+
+
+def _token_text(token: str, byte_of: dict[str, int]) -> str:
+    if token in (_BEGIN, _END):
+        return token
+    word = token.removesuffix("</w>")
+    text = bytes(byte_of[character] for character in word).decode("utf-8", errors="replace")
+    return text if word != token else f"{text}…"
 
 
 def write_tokenizer_folder(folder: Path) -> None:

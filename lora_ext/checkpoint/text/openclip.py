@@ -141,9 +141,12 @@ class OpenClipTextEncoder(ChunkedTextEncoder):
         return hidden[-2].reshape(batch, chunks * length, -1), pooled
 
     def _hidden(self, ids: Tensor) -> list[Tensor]:
-        """What the first layer takes and each that has a say gives: (batch, 77, width) of ids (batch, 77)."""
+        """What the first layer takes and each that has a say gives: (batch, 77, width) of ids (batch, 77).
+
+        Fewer tokens give the same at their places: none looks at what comes after it.
+        """
         module = self.module
-        x = module.token_embedding(ids) + module.positional_embedding
+        x = module.token_embedding(ids) + module.positional_embedding[: ids.shape[1]]
         mask = torch.full((ids.shape[1],) * 2, -torch.inf, device=x.device, dtype=x.dtype).triu_(1)
         batch_first = self._blocks[0].attn.batch_first
         x = x if batch_first else x.transpose(0, 1)  # (77, batch, width)

@@ -20,11 +20,12 @@ from lora_ext.apply.schedule import has_schedule, tags_at
 from lora_ext.apply.tags import LoraTag, ParsedPrompt, parse_tags
 from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.conditioning import encode_prompts
+from lora_ext.checkpoint.devices import choose_device
 from lora_ext.checkpoint.patches import TRAINING
 from lora_ext.grid.png import infotext_chunk
 from lora_ext.host.loan import Loan, WantedCheckpoint
 from lora_ext.host.standalone.infotext import Infotext, format_infotext
-from lora_ext.host.standalone.loader import choose_device, choose_dtype, load_checkpoint
+from lora_ext.host.standalone.loader import choose_dtype, load_checkpoint
 from lora_ext.host.standalone.sampling import SAMPLERS, Sampler, find_sampler, sample, to_pictures
 from lora_ext.networks.block_weights import read_presets
 from lora_ext.networks.library import NetworkLibrary
@@ -97,7 +98,10 @@ class StandaloneHost:
         `device` and `dtype` are torch's names, or "auto": a GPU in half precision if there is one, else fp32 on a CPU.
         """
         self.home = Path(home)
-        self._folders = Folders((self.home / "models" / "Lora",), self.home / "runs", self.home / "images")
+        models = self.home / "models"
+        self._folders = Folders(
+            (models / "Lora",), self.home / "runs", self.home / "images", (models / "Stable-diffusion",)
+        )
         for folder in (*self._folders.networks, self._folders.runs, self._folders.images):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -149,6 +153,13 @@ class StandaloneHost:
             return
         self._folders = replace(self._folders, networks=(*self._folders.networks, folder))
         self.library.folders = self._folders.networks
+
+    def loaded_checkpoint(self) -> Path | None:
+        """The file of the loaded checkpoint."""
+        return self.loaded.checkpoint.path
+
+    def checkpoint_saved(self, path: Path) -> None:
+        """There is no list to renew: folders are looked into when they are asked for."""
 
     def live_network_problem(self) -> str:
         """There is none: every tag is applied here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from lora_ext.checkpoint.stated_prediction import VELOCITY_MARK
 from lora_ext.checkpoint.tensor_files import TensorFile, open_tensor_file
 from lora_ext.checkpoint.text.clip import HFClipTextEncoder
 from lora_ext.checkpoint.text.openclip import SD2_TEXT, OpenClipText, OpenClipTextEncoder
+from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.host.standalone.architecture import (
     clip_config,
     openclip_config,
@@ -30,6 +32,7 @@ from lora_ext.host.standalone.checkpoint_yaml import CheckpointYaml, read_checkp
 from lora_ext.host.standalone.file_hashes import cached_sha256
 from lora_ext.host.standalone.unet import UNet
 from lora_ext.host.standalone.vae import VAE
+from lora_ext.merge.memory import check_memory
 from lora_ext.protocols import UserError
 from lora_ext.training.precision import has_bf16
 
@@ -63,19 +66,6 @@ class LoadedCheckpoint:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """The device of that name; "auto" is the first CUDA device where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown; allowed: auto, cpu, cuda, cuda:0, …") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: torch finds no CUDA device here; use cpu or auto.")
-    return chosen
 
 
 def choose_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:
@@ -138,8 +128,8 @@ def _sort_names(file: TensorFile, layout: Layout) -> _Plan:
     return _Plan(prefixes, sources, shapes, tuple(unexpected), frozenset(optional), tuple(notes))
 
 
-def _modules(plan: _Plan, described: CheckpointYaml) -> dict[str, nn.Module]:
-    """Each part as a module without storage."""
+def _modules(plan: _Plan, described: CheckpointYaml, parts: Iterable[str]) -> dict[str, nn.Module]:
+    """Parts as modules without storage."""
     shapes = plan.shapes
     builders: dict[str, Callable[[], nn.Module]] = {
         "unet": lambda: UNet(unet_config(shapes["unet"], described)),
@@ -147,7 +137,7 @@ def _modules(plan: _Plan, described: CheckpointYaml) -> dict[str, nn.Module]:
         "clip": lambda: _clip_module(shapes["clip"], described),
         "openclip": lambda: OpenClipText(openclip_config(shapes["openclip"], described)),
     }
-    return {part: _make(builders[part]) for part in plan.prefixes}
+    return {part: _make(builders[part]) for part in parts}
 
 
 def _clip_module(shapes: dict[str, tuple[int, ...]], described: CheckpointYaml) -> nn.Module:
@@ -222,18 +212,11 @@ def load_checkpoint(
     U-Net and text encoders are in `dtype`. The VAE is in fp32 always: it runs once an image, and half precision
     gives it banding (bf16) or NaN (fp16). `hash_cache` is a file where the sha256 of large files are remembered.
     """
-    file = open_tensor_file(path)
-    refuse_other_kinds(path, file.shapes)
-    architecture = architecture_of(file.shapes)
-    layout = LAYOUTS[architecture]
-    plan = _sort_names(file, layout)
-    absent = [PART_WORDS[part] for part, names in plan.sources.items() if not names]
-    if absent:
-        raise UserError(f"{path}: has no {' and no '.join(absent)}: choose a full checkpoint.")
-    yaml_path = path.with_suffix(".yaml")
-    yaml = read_checkpoint_yaml(yaml_path) if yaml_path.is_file() else None
+    file, architecture, plan = _opened(path)
+    _refuse_without(path, plan, plan.prefixes)
+    yaml = _yaml_of(path)
     described = yaml or CheckpointYaml()
-    modules = _modules(plan, described)
+    modules = _modules(plan, described, plan.prefixes)
     missing, unexpected = _check_all_names(path, modules, plan)
     for part, module in modules.items():
         _fill(module, plan.sources[part], file, device, torch.float32 if part == "vae" else dtype)
@@ -250,13 +233,48 @@ def load_checkpoint(
         name=path.stem,
         path=path,
         sha256=cached_sha256(path, hash_cache),
-        latent_scale=layout.latent_scale if described.scale_factor is None else described.scale_factor,
+        latent_scale=LAYOUTS[architecture].latent_scale if described.scale_factor is None else described.scale_factor,
         input_channels=unet.config.in_channels,
     )
     notes = [*described.notes, *([reason] if reason else []), *plan.notes]
     if unexpected:
         notes.append(f"{len(unexpected)} tensors are not known and were left out: {_some(unexpected)}")
     return LoadedCheckpoint(checkpoint, tuple(missing), tuple(unexpected), tuple(notes))
+
+
+def load_text_encoders(path: Path, device: torch.device) -> TextPart:
+    """The text encoders of a checkpoint's file alone, in fp32; raises UserError as `load_checkpoint` does.
+
+    Also where there is no memory for them.
+    """
+    file, architecture, plan = _opened(path)
+    parts = [part for part in plan.prefixes if part in ("clip", "openclip")]
+    _refuse_without(path, plan, parts)
+    numbers = sum(prod(shape) for part in parts for shape in plan.shapes[part].values())
+    check_memory(4 * numbers, f"loading the text encoders of {path.name}", device)
+    modules = _modules(plan, _yaml_of(path) or CheckpointYaml(), parts)
+    _check_all_names(path, modules, plan)
+    for part, module in modules.items():
+        _fill(module, plan.sources[part], file, device, torch.float32)
+    return TextPart(path.stem, architecture, _text_encoders(modules, architecture), path.stem)
+
+
+def _opened(path: Path) -> tuple[TensorFile, Architecture, _Plan]:
+    file = open_tensor_file(path)
+    refuse_other_kinds(path, file.shapes)
+    architecture = architecture_of(file.shapes)
+    return file, architecture, _sort_names(file, LAYOUTS[architecture])
+
+
+def _refuse_without(path: Path, plan: _Plan, parts: Iterable[str]) -> None:
+    absent = [PART_WORDS[part] for part in parts if not plan.sources[part]]
+    if absent:
+        raise UserError(f"{path}: has no {' and no '.join(absent)}: choose a full checkpoint.")
+
+
+def _yaml_of(path: Path) -> CheckpointYaml | None:
+    yaml = path.with_suffix(".yaml")
+    return read_checkpoint_yaml(yaml) if yaml.is_file() else None
 
 
 def _check_all_names(path: Path, modules: dict[str, nn.Module], plan: _Plan) -> tuple[list[str], list[str]]:

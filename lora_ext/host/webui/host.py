@@ -122,13 +122,28 @@ class WebUIHost:
         if lyco and Path(lyco).is_dir():
             networks.append(Path(lyco).absolute())
         networks += [folder for folder in settings.extra_folders() if folder not in networks]
-        return Folders(tuple(networks), (own / "runs").absolute(), (own / "images").absolute())
+        checkpoints = [Path(sd_models.model_path), getattr(shared.cmd_opts, "ckpt_dir", None)]
+        return Folders(
+            tuple(networks),
+            (own / "runs").absolute(),
+            (own / "images").absolute(),
+            tuple(Path(folder).absolute() for folder in checkpoints if folder),
+        )
 
     def network_saved(self, path: Path) -> None:
         """The built-in lists the file; what the WebUI remembers of prompts is forgotten: the name may be an old one."""
         with contextlib.nullcontext() if self._borrower == threading.get_ident() else queue_held():
             builtin_lora.refresh_list()
             reset_text_caches()
+
+    def loaded_checkpoint(self) -> Path | None:
+        """The file of the model that is loaded at the moment; asking loads nothing and does not wait."""
+        model = sd_models.model_data.sd_model
+        return Path(model.sd_checkpoint_info.filename) if model is not None else None
+
+    def checkpoint_saved(self, path: Path) -> None:
+        """The WebUI's list of checkpoints is made anew, as its own button does it."""
+        sd_models.list_models()
 
     def set_live_network(self, name: str, path: Path | None) -> None:
         """From now on `<lora:name:1>` stands for this file, wherever it lies; None takes the name away."""
