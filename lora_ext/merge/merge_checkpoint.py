@@ -67,6 +67,8 @@ class _Plan:
             facts[f"Network {number}"] = f"{_words(network)}: {modules} modules ({_algorithms(network)})"
         facts["Weights changed"] = f"{len(self.sum.patches)} of {len(file.shapes)} tensors"
         facts["Precision"] = self.precision
+        if self.yaml is not None:
+            facts["How it is built"] = f"{file.path.with_suffix('.yaml').name} is copied beside it"
         return ToolReport("Networks into a checkpoint", facts, warnings=self._warnings(), files=files)
 
     def _warnings(self) -> list[str]:
@@ -75,8 +77,6 @@ class _Plan:
         copies = sum(name.startswith(_COPIES) for name in self.checkpoint.file.shapes)
         if copies:
             warnings.append(f"{copies} tensors are averaged copies of the U-Net ({_COPIES}…), which stay as they are")
-        if self.yaml is not None:
-            warnings.append(f"{path.with_suffix('.yaml').name} says how the checkpoint is built: it is copied beside")
         for ending in _VAE_ENDINGS:
             if path.with_suffix(ending).is_file():
                 warnings.append(f"{path.stem}{ending} is not copied: choose it as the VAE of the merged checkpoint")
