@@ -132,16 +132,16 @@ def _number(value: Any) -> float | None:
 
 def _impossible(found: Iterable[_Alpha]) -> Iterator[Finding]:
     for kind, words in (
-        ("alpha zero", "alpha 0, which switches them off"),
-        ("alpha negative", "a negative alpha, which turns their effect around"),
-        ("alpha huge", f"an alpha of more than {_HIGHEST_SCALE:,.0f} times their rank, which no trainer writes"),
+        ("alpha zero", "alpha 0, which switches it off"),
+        ("alpha negative", "a negative alpha, which turns the effect around"),
+        ("alpha huge", f"an alpha of more than {_HIGHEST_SCALE:,.0f} times the rank, which no trainer writes"),
     ):
         odd = [each for each in found if _impossible_kind(each) == kind]
         if odd:
             numbers = sorted({each.alpha for each in odd if each.alpha is not None}, key=abs)
             told = "" if kind == "alpha zero" else f" (up to {numbers[-1]:g})"
             names = tuple(each.key for each in odd)
-            text = f"{modules_words(len(odd))} ({some_of(names)}) have {words}{told}: get the file again"
+            text = f"{words}{told} in {modules_words(len(odd))} ({some_of(names)}): get the file again"
             severity: Severity = (
                 "doubtful" if kind == "alpha negative" else "damaged"
             )  # a merge may write its sign there
@@ -165,12 +165,12 @@ def _missing(found: Sequence[_Alpha], declared: _Declared, dialect: str) -> Iter
     names = tuple(each.key for each in without)
     expected = [alpha / each.rank for each in without if (alpha := declared.alpha_of(each)) is not None]
     wrong = [scale for scale in expected if not math.isclose(scale, 1.0, rel_tol=_CLOSE)]
-    words = f"{modules_words(len(without))} of {len(found)} have no alpha ({some_of(names)})"
+    words = f"no alpha in {modules_words(len(without))} of {len(found)} ({some_of(names)})"
     if wrong:
         text = f"{words}, though the metadata says one: they act {1 / wrong[0]:g} times as strongly as trained; "
         yield Finding("doubtful", "alpha missing", f"{text}get the file again, or use that part of the weight", names)
     elif len(without) < len(found):
-        text = f"{words}, and the others do: theirs counts as their rank; get the file again"
+        text = f"{words}, though the others have one: the rank is taken for it; get the file again"
         yield Finding("doubtful", "alpha missing", text, names)
     else:
         text = "no module has an alpha, as in files of early programs: the rank is taken for it"
@@ -183,7 +183,7 @@ def _other_ranks(found: Iterable[_Alpha], declared: _Declared) -> Iterator[Findi
         ranks = ", ".join(str(rank) for rank in sorted({each.rank for each in other})[:5])
         said = " and ".join(str(rank) for rank in sorted({declared.rank_of(each) or 0 for each in other}))
         names = tuple(each.key for each in other)
-        text = f"{modules_words(len(other))} have rank {ranks}, and the metadata says {said} ({some_of(names)}): the "
+        text = f"rank {ranks} in {modules_words(len(other))}, and the metadata says {said} ({some_of(names)}): the "
         text += "file was changed and its metadata were not; `metadata --set ss_network_dim=…` puts them right"
         yield Finding("doubtful", "rank", text, names)
 
@@ -198,7 +198,7 @@ def _other_alphas(compared: Iterable[_Alpha], declared: _Declared) -> Iterator[F
     if other:
         key, alpha, said = other[0]
         names = tuple(key for key, _, _ in other)
-        text = f"{modules_words(len(other))} have another alpha than the metadata says ({key} {alpha:g}, not {said:g}):"
+        text = f"another alpha than the metadata says in {modules_words(len(other))} ({key} {alpha:g}, not {said:g}):"
         text += f" they act {alpha / said:g} times as strongly as that; get the file again, or correct the metadata"
         yield Finding("doubtful", "alpha", text, names)
 
@@ -216,5 +216,5 @@ def _outliers(found: Sequence[_Alpha]) -> list[Finding]:
     if not odd:
         return []
     names = tuple(each.key for each in odd)
-    text = f"{modules_words(len(odd))} have an alpha far from the others' ({odd[0].key}: {odd[0].scale:g} of its rank)"
+    text = f"an alpha far from the others' in {modules_words(len(odd))} ({odd[0].key}: {odd[0].scale:g} of its rank)"
     return [Finding("doubtful", "alpha", f"{text}: get the file again", names)]

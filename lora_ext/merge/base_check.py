@@ -111,8 +111,6 @@ def strength_findings(found: Strengths) -> list[Finding]:
     if not odd:
         return []
     key = max(odd, key=lambda each: odd[each])
-    text = (
-        f"{modules_words(len(odd))} change their weights by more than is usual ({key}: {odd[key]:.0%} of the weight's"
-    )
+    text = f"changes larger than is usual in {modules_words(len(odd))} ({key}: {odd[key]:.0%} of the weight's"
     text += " length): such pictures are mostly burnt; use a smaller weight or an earlier epoch, or get the file again"
     return [Finding("doubtful", "strength", text, tuple(sorted(odd)))]

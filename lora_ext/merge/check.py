@@ -137,7 +137,7 @@ def module_changes(modules: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, 
         findings.append(Finding("damaged", "tensors", text, tuple(odd)))
     if unknown:
         key = next(iter(unknown))
-        text = f"{modules_words(len(unknown))} of {len(modules)} are of a kind that is not known here ({key}: "
+        text = f"{modules_words(len(unknown))} of {len(modules)} of a kind that is not known here ({key}: "
         findings.append(Finding("doubtful", "unknown kind", f"{text}{unknown[key]})", tuple(unknown)))
     return deltas, findings
 

@@ -126,7 +126,7 @@ def _underflow(numbers: Mapping[Place, NumberFacts]) -> Iterable[Finding]:
     if half:
         names = sorted({key for key, _ in half})
         share = max(factors[place].zero_share for place in half)
-        text = f"{modules_words(len(names))} ({some_of(names)}) lost values to fp16: up to {_percent(share)} of a "
+        text = f"values lost to fp16 in {modules_words(len(names))} ({some_of(names)}): up to {_percent(share)} of a "
         text += "factor are 0, as numbers below 0.00000003 become; save the network in fp32 or bf16 where it was made"
         yield Finding("doubtful", "fp16 underflow", text, tuple(names))
     wide = [place for place, facts in factors.items() if facts.lost_share >= _MANY and facts.lost]
@@ -142,6 +142,6 @@ def _overflow(numbers: Mapping[Place, NumberFacts]) -> Iterable[Finding]:
     found = {place: facts.largest for place, facts in numbers.items() if facts.largest > _LARGEST}
     if found:
         names = sorted({key for key, _ in found})
-        text = f"{modules_words(len(names))} ({some_of(names)}) have values up to {max(found.values()):.3g}, and fp16 "
+        text = f"values up to {max(found.values()):.3g} in {modules_words(len(names))} ({some_of(names)}), and fp16 "
         text += "ends at 65504: a program that loads it in fp16 makes black pictures of it; take an earlier epoch"
         yield Finding("doubtful", "fp16 overflow", text, tuple(names))

@@ -119,14 +119,14 @@ def _without_alpha(count: int) -> Change:
 @pytest.mark.parametrize(
     ("change", "metadata", "verdict", "words"),
     [
-        (_set_alpha(0.0), {}, "damaged", f"1 module ({FIRST}) have alpha 0, which switches them off"),
+        (_set_alpha(0.0), {}, "damaged", f"alpha 0, which switches it off in 1 module ({FIRST})"),
         (_set_alpha(-2.0), {}, "doubtful", "a negative alpha"),
         (_set_alpha(1e6), METADATA, "damaged", "no trainer writes (up to 1e+06)"),
-        (_set_alpha(16.0, 30), METADATA, "doubtful", "30 modules have another alpha than the metadata says "
+        (_set_alpha(16.0, 30), METADATA, "doubtful", "another alpha than the metadata says in 30 modules "
          f"({TEXT[0]} 16, not 2): they act 8 times as strongly"),
-        (_set_alpha(32.0), {}, "doubtful", f"1 module have an alpha far from the others' ({FIRST}: 8 of its rank)"),
-        (_without_alpha(1), {}, "doubtful", f"1 module of 30 have no alpha ({FIRST}), and the others do"),
-        (_without_alpha(30), METADATA, "doubtful", "30 modules of 30 have no alpha"),
+        (_set_alpha(32.0), {}, "doubtful", f"an alpha far from the others' in 1 module ({FIRST}: 8 of its rank)"),
+        (_without_alpha(1), {}, "doubtful", f"no alpha in 1 module of 30 ({FIRST}), though the others"),
+        (_without_alpha(30), METADATA, "doubtful", "no alpha in 30 modules of 30"),
         (_without_alpha(30), METADATA, "doubtful", "they act 2 times as strongly as trained"),
         (_without_alpha(30), {}, "healthy", "no module has an alpha"),
         (_set_alpha(16.0, 30), {}, "healthy", ""),
@@ -148,7 +148,7 @@ def test_alphas(tmp_path: Path, change: Change, metadata: dict[str, str], verdic
 def test_ranks_that_are_not_the_metadatas(tmp_path: Path) -> None:
     result = checked(tmp_path, tensors_of(), METADATA | {"ss_network_dim": "8"})
     assert (result.verdict, kinds(result)) == ("doubtful", ["rank"])
-    assert "30 modules have rank 4, and the metadata says 8" in texts(result)
+    assert "rank 4 in 30 modules, and the metadata says 8" in texts(result)
 
 
 def test_a_hash_of_other_tensors(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_fp16_has_lost_and_would_lose(tmp_path: Path) -> None:
     share = float((tensors[f"{FIRST}.lora_up.weight"].half() == 0).float().mean())
     result = check_file(path, None)
     assert 0.8 < share < 1 and (result.verdict, kinds(result)) == ("doubtful", ["fp16 underflow"])
-    assert f"1 module ({FIRST}) lost values to fp16: up to {share:.2%} of a factor are 0" in texts(result)
+    assert f"values lost to fp16 in 1 module ({FIRST}): up to {share:.2%} of a factor are 0" in texts(result)
 
 
 def test_what_was_never_trained_is_no_underflow(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_values_that_fp16_cannot_hold(tmp_path: Path) -> None:
     tensors[f"{FIRST}.lora_down.weight"][0, 0] = 7e4
     result = checked(tmp_path, tensors)
     assert (result.verdict, kinds(result)) == ("doubtful", ["fp16 overflow"])
-    assert f"1 module ({FIRST}) have values up to 7e+04" in texts(result)
+    assert f"values up to 7e+04 in 1 module ({FIRST})" in texts(result)
 
 
 @pytest.mark.parametrize(
