@@ -119,7 +119,10 @@ def _arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _described(source: Source) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": source.path.name, "hash": model_hash(source.path)}
+    described: dict[str, Any] = {
+        "name": source.path.name,
+        "hash": source.metadata.get("sshs_model_hash") or model_hash(source.path),
+    }
     if source.weight is not None:
         described["weight"] = source.weight
     try:

@@ -72,13 +72,6 @@ def chosen_rank(values: Tensor, rule: RankRule | None, limit: int | None, length
     return most if rule is None else min(rank_by_rule(values, rule, length), most)
 
 
-def kept_energy(values: Tensor, rank: int) -> float:
-    """The share of ‖ΔW‖² in the first `rank` singular values; 1 where there is nothing to lose."""
-    squares = values.double().square()
-    total = float(squares.sum())
-    return float(squares[:rank].sum()) / total if total else 1.0
-
-
 def _first_reaching(shares: Tensor, wanted: float) -> int:
     """How many of the numbers it takes to reach the wanted share of their sum."""
     reached = shares.cumsum(0) / shares.sum()

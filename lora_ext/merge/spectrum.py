@@ -74,9 +74,8 @@ def factored_svds(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) 
         count = max(1, _BATCH // (up_shape.numel() + down_shape.numel()))
         for start in range(0, len(places), count):
             chosen = places[start : start + count]
-            ups = torch.stack([_widened(pairs[place][0].to(device)) for place in chosen])
-            downs = torch.stack([_widened(pairs[place][1].to(device)) for place in chosen])
-            yield from zip(chosen, _decomposed(ups, downs), strict=True)
+            batch = [(pairs[place][0].to(device), pairs[place][1].to(device)) for place in chosen]
+            yield from zip(chosen, _decomposed(batch), strict=True)
 
 
 @torch.no_grad()
@@ -126,24 +125,20 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(largest**0.5)
 
 
-def _widened(stored: Tensor) -> Tensor:
-    """As fp32, unless it is fp64: files may have factors of several types, and of 8 bits."""
-    return stored if stored.dtype == torch.float64 else stored.float()
-
-
-def _decomposed(ups: Tensor, downs: Tensor) -> list[FactoredSvd]:
-    """Pairs of equal shapes, (b, m, r) and (b, r, n), each by the Gram matrices where down allows it.
+def _decomposed(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[FactoredSvd]:
+    """Pairs of equal shapes, (m, r) and (r, n), each by the Gram matrices where down allows it.
 
     With down·downᵀ = L Lᵀ, the squares of the singular values are the eigenvalues of Lᵀ upᵀup L. In fp64 that is more
     accurate than any decomposition in fp32, unless the rows of down nearly depend on each other.
     """
-    wide_ups, wide_downs = ups.double(), downs.double()
-    lower, failed = torch.linalg.cholesky_ex(wide_downs @ wide_downs.mT)
+    ups = torch.stack([up.double() for up, _ in pairs])
+    downs = torch.stack([down.double() for _, down in pairs])
+    lower, failed = torch.linalg.cholesky_ex(downs @ downs.mT)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
     condition = lower.flatten(1).norm(dim=1) * inverse.flatten(1).norm(dim=1)
     fits = ((failed == 0) & (condition < _MAX_CONDITION)).tolist()  # False too where it is no number
-    inner = lower.mT @ (wide_ups.mT @ wide_ups) @ lower
+    inner = lower.mT @ (ups.mT @ ups) @ lower
     usable = torch.tensor(fits, device=inner.device)[:, None, None]
     squares, vectors = torch.linalg.eigh(torch.where(usable, inner, identity))
     values = squares.flip(-1).clamp_min(0).sqrt()
@@ -153,9 +148,9 @@ def _decomposed(ups: Tensor, downs: Tensor) -> list[FactoredSvd]:
     right_mixes = (vectors.mT @ inverse).float()
     possible = min(ups.shape[1], downs.shape[2])
     return [
-        FactoredSvd(values[place, :possible], ups[place], downs[place], left_mixes[place], right_mixes[place])
+        FactoredSvd(values[place, :possible], *pairs[place], left_mixes[place], right_mixes[place])
         if fit
-        else _by_orthogonal_factors(wide_ups[place], wide_downs[place])
+        else _by_orthogonal_factors(ups[place], downs[place])
         for place, fit in enumerate(fits)
     ]
 

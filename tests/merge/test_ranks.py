@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_ext.merge.ranks import RankRule, chosen_rank, kept_energy, parse_rank_rule
+from lora_ext.merge.ranks import RankRule, chosen_rank, parse_rank_rule
 from lora_ext.protocols import UserError
 
 VALUES = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0], dtype=torch.float64)
@@ -49,12 +49,6 @@ def test_limits() -> None:
 @pytest.mark.parametrize("rule", [None, RankRule("sv_ratio", 2.0), RankRule("sv_cumulative", 0.9)])
 def test_zeros_keep_rank_1(rule: RankRule | None) -> None:
     assert chosen_rank(torch.zeros(4), rule, 3, 10) == 1
-
-
-def test_kept_energy() -> None:
-    assert kept_energy(VALUES, 1) == pytest.approx(64 / 86)
-    assert kept_energy(VALUES, 5) == pytest.approx(1.0)
-    assert kept_energy(torch.zeros(3), 1) == 1.0
 
 
 @pytest.mark.parametrize(
