@@ -11,7 +11,7 @@ from benchmarks.file_tools.compare import largest_difference
 from benchmarks.file_tools.context import Context
 from benchmarks.file_tools.figures import Figure, beyond, too_slow
 from benchmarks.file_tools.inputs import write_random_network
-from lora_ext.networks.file import read_network
+from lora_ext.networks.file import read_network, write_network
 from lora_ext.networks.weight_delta import weight_delta
 
 TOOL = "merge-networks"
@@ -37,13 +37,13 @@ def measure(context: Context) -> list[Figure]:
 
 
 def _networks(context: Context, kind: str) -> list[Path]:
-    """Two networks of random factors whose singular values fall off as those of trained ones do."""
-    return [
-        write_random_network(
-            context.folder / f"{kind}-{rank}.safetensors", kind, rank, decay=0.9, seed=rank, modules=context.modules
-        )
-        for rank in RANKS
-    ]
+    """Two networks of random factors whose singular values fall off as those of trained ones do, with their hashes."""
+    paths = [context.folder / f"{kind}-{rank}.safetensors" for rank in RANKS]
+    for path, rank in zip(paths, RANKS, strict=True):
+        write_random_network(path, kind, rank, decay=0.9, seed=rank, modules=context.modules)
+        file = read_network(path)
+        write_network(path, file.tensors, file.metadata, "float")
+    return paths
 
 
 def _by_svd(context: Context, case: str, networks: Sequence[Path]) -> Figure:

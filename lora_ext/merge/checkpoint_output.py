@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.tensor_files import TensorFile
 from lora_ext.merge.work import AS_STORED, OutputFile, Work
-from lora_ext.networks.file import write_tensors
+from lora_ext.networks.file import file_size, write_tensors
 from lora_ext.networks.library import identity
 from lora_ext.protocols import UserError
 
@@ -39,14 +39,17 @@ class CheckpointOutput:
         shapes = self.source.shapes
         return sum(math.prod(shapes[name]) * dtype.itemsize for name, dtype in self.dtypes.items())
 
+    def file_size(self, metadata: Mapping[str, str]) -> int:
+        """Bytes of the file."""
+        return file_size(self._outlines(), metadata)
+
     def write(self, out: Path, metadata: Mapping[str, str], change: Change, work: Work) -> OutputFile:
         """Write it at once, whole or not at all; `work` is told of the bytes.
 
         Raises UserError where the source changes meanwhile.
         """
-        path, shapes, done, total = self.source.path, self.source.shapes, 0, self.size
+        path, done, total = self.source.path, 0, self.size
         before = identity(path)
-        outlines = {name: torch.empty(shapes[name], dtype=dtype, device="meta") for name, dtype in self.dtypes.items()}
 
         def content(name: str) -> Iterator[bytes]:
             nonlocal done
@@ -61,8 +64,12 @@ class CheckpointOutput:
                 raise UserError(f"{path} was replaced by another program meanwhile: start anew")
 
         work.step(0, total)
-        write_tensors(out, outlines, metadata, content)
+        write_tensors(out, self._outlines(), metadata, content)
         return OutputFile(out, out.stat().st_size)
+
+    def _outlines(self) -> dict[str, Tensor]:
+        shapes = self.source.shapes
+        return {name: torch.empty(shapes[name], dtype=dtype, device="meta") for name, dtype in self.dtypes.items()}
 
 
 def checkpoint_output(source: TensorFile, precision: str) -> CheckpointOutput:

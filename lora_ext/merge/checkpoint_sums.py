@@ -74,8 +74,10 @@ def summed(name: str, stored: Tensor, patch: WeightPatch | None, dtype: torch.dt
     except ShareError as error:
         path, key, _ = error.source
         raise UserError(f"{path.stem}: {key}: {error}") from error
-    if not _is_finite(changed) and _is_finite(base):
-        raise _too_large(name, changed.dtype)
+    if not _is_finite(changed):
+        if _is_finite(base):
+            raise _too_large(name, changed.dtype)
+        raise UserError(f"{name} of the checkpoint has values that are no numbers: it is damaged, get it again")
     return _rounded(name, changed, dtype).cpu()
 
 

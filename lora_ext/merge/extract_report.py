@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_ext.checkpoint.checkpoint import PredictionType
 from lora_ext.merge.checkpoint_pair import CheckpointPair
 from lora_ext.merge.extraction import Extracted
-from lora_ext.merge.left_out import VAE, LeftOut
+from lora_ext.merge.left_out import CONVOLUTIONS, VAE, LeftOut
 from lora_ext.merge.low_rank_out import SOURCES, changed_metadata
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport
 from lora_ext.networks.metadata import base_model_version, legacy_file_hash, modelspec_kind
@@ -23,6 +23,7 @@ from lora_ext.protocols import UserError
 
 _RESOLUTIONS = {"sd_v1": 512, "sd_v2": 512, "sd_v2_v": 768, "sdxl_base_v1-0": 1024}
 _NAMED = 3
+_MUCH = 0.01  # of the change
 
 
 @dataclass
@@ -151,6 +152,10 @@ def _warnings(pair: CheckpointPair, found: Found) -> list[str]:
     same = [key for key in found.keys if key not in found.modules]
     if same:
         warnings.append(f"{len(same)} modules are the same in both, and are left out: {_first(same)}.")
+    if not any(pair.base.weights[key].shape[2:].numel() > 1 for key in found.keys):
+        share = found.left_out.changes.get(CONVOLUTIONS, 0.0) / (found.change + found.left_out.total)
+        if share > _MUCH:
+            warnings.append(f"{share:.0%} of the change is in convolutions, which are left out: conv_rank takes them.")
     if found.left_out.damaged:
         names = _first(found.left_out.damaged)
         warnings.append(f"Values that are no numbers (NaN or infinite) are in tensors that are left out: {names}.")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.config.arguments import finite_number
+from lora_ext.merge.memory import check_memory
 from lora_ext.merge.work import Work
 from lora_ext.networks.block_weights import BlockWeights, parse_block_weights
 from lora_ext.networks.file import NetworkFile, read_network
@@ -154,6 +155,7 @@ def _said_base(metadata: Mapping[str, str]) -> str:
 def _read(
     path: Path, weight: float, te_weight: float, blocks: BlockWeights | None, architecture: Architecture | None
 ) -> WeightedNetwork:
+    check_memory(path.stat().st_size, f"reading {path.name}")
     file = read_network(path)
     network = canonical_modules(file.tensors, file.metadata, architecture)
     if not network.modules:

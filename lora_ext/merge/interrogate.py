@@ -109,7 +109,8 @@ def states_width(module: nn.Module) -> int:
 
 
 def _embedding(module: nn.Module) -> Tensor:
-    return next(each for name, each in module.named_parameters() if name.endswith("token_embedding.weight"))
+    """The tokens' vectors; the WebUI has a layer of its own around them ("token_embedding.wrapped.weight")."""
+    return next(each for name, each in module.named_parameters() if "token_embedding." in name)
 
 
 def _weighted(distances: Tensor, widths: list[int]) -> Tensor:

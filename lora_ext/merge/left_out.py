@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_ext.checkpoint.layouts import LAYOUTS
 from lora_ext.merge.checkpoint_pair import CheckpointPair, difference, same
 
-VAE = "VAE"
+VAE, CONVOLUTIONS = "VAE", "convolutions"
 _CHUNK = 2**16  # numbers: a processor's cache holds what is widened
 
 
@@ -54,7 +54,7 @@ def kind_of(pair: CheckpointPair, name: str, tensor: Tensor) -> str:
         return "norms"
     if part != "unet":
         return "embeddings" if "embedding" in name else "other layers of the text encoders"
-    return "convolutions" if tensor.ndim == 4 else "other layers of the U-Net"
+    return CONVOLUTIONS if tensor.ndim == 4 else "other layers of the U-Net"
 
 
 def squared_change(before: Tensor, after: Tensor) -> float:

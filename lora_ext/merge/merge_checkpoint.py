@@ -46,12 +46,12 @@ class _Plan:
     def yaml(self) -> bytes | None:
         """The YAML beside the checkpoint, None where there is none."""
         path = self.checkpoint.file.path.with_suffix(".yaml")
-        return path.read_bytes() if path.is_file() else None
+        return _content(path) if path.is_file() else None
 
-    def metadata(self, work: Work) -> dict[str, str]:
-        """The checkpoint's own, without what is not true any more, and what it was made of."""
+    def metadata(self, sha256: str) -> dict[str, str]:
+        """The checkpoint's own, without what is not true any more, and what it was made of; with its file's sha256."""
         path = self.checkpoint.file.path
-        sources = [{"name": path.name, "hash": file_sha256(path, work)}, *map(_source, self.networks)]
+        sources = [{"name": path.name, "hash": sha256}, *map(_source, self.networks)]
         stale = _STALE if self.precision == AS_STORED else (*_STALE, *_DTYPES_TOLD)
         kept = {key: value for key, value in self.checkpoint.file.metadata.items() if key not in stale}
         if "modelspec.sai_model_spec" in kept:
@@ -67,6 +67,8 @@ class _Plan:
             facts[f"Network {number}"] = f"{_words(network)}: {modules} modules ({_algorithms(network)})"
         facts["Weights changed"] = f"{len(self.sum.patches)} of {len(file.shapes)} tensors"
         facts["Precision"] = self.precision
+        if self.yaml is not None:
+            facts["How it is built"] = f"{file.path.with_suffix('.yaml').name} is copied beside it"
         return ToolReport("Networks into a checkpoint", facts, warnings=self._warnings(), files=files)
 
     def _warnings(self) -> list[str]:
@@ -75,8 +77,6 @@ class _Plan:
         copies = sum(name.startswith(_COPIES) for name in self.checkpoint.file.shapes)
         if copies:
             warnings.append(f"{copies} tensors are averaged copies of the U-Net ({_COPIES}…), which stay as they are")
-        if self.yaml is not None:
-            warnings.append(f"{path.with_suffix('.yaml').name} says how the checkpoint is built: it is copied beside")
         for ending in _VAE_ENDINGS:
             if path.with_suffix(ending).is_file():
                 warnings.append(f"{path.stem}{ending} is not copied: choose it as the VAE of the merged checkpoint")
@@ -86,26 +86,28 @@ class _Plan:
 def preview(settings: MergeCheckpointSettings, work: Work) -> ToolReport:
     """What merging would change, and the file that it would write."""
     plan = _plan(settings, work)
-    return plan.report([OutputFile(plan.out, plan.output.size)])
+    size = plan.output.file_size(plan.metadata("0" * 64))
+    return plan.report([OutputFile(plan.out, size), *_beside(plan)])
 
 
 def run(settings: MergeCheckpointSettings, work: Work) -> ToolReport:
     """Write W + Σ w·ΔW, tensor by tensor."""
     plan = _plan(settings, work)
     patches = plan.sum.patches
-    written = [
-        plan.output.write(
-            plan.out,
-            plan.metadata(work),
-            lambda name, stored, dtype: summed(name, stored, patches.get(name), dtype, work.device),
-            work,
-        )
-    ]
+    written = plan.output.write(
+        plan.out,
+        plan.metadata(file_sha256(plan.checkpoint.file.path, work)),
+        lambda name, stored, dtype: summed(name, stored, patches.get(name), dtype, work.device),
+        work,
+    )
     if plan.yaml is not None:
-        beside = plan.out.with_suffix(".yaml")
-        replace_file(beside, [plan.yaml])
-        written.append(OutputFile(beside, beside.stat().st_size))
-    return plan.report(written)
+        replace_file(plan.out.with_suffix(".yaml"), [plan.yaml])
+    return plan.report([written, *_beside(plan)])
+
+
+def _beside(plan: _Plan) -> list[OutputFile]:
+    """The copied YAML, where there is one."""
+    return [] if plan.yaml is None else [OutputFile(plan.out.with_suffix(".yaml"), len(plan.yaml))]
 
 
 def _plan(settings: MergeCheckpointSettings, work: Work) -> _Plan:
@@ -119,7 +121,7 @@ def _plan(settings: MergeCheckpointSettings, work: Work) -> _Plan:
         work, settings.network, settings.te_weight, settings.lbw, architecture=checkpoint.architecture
     )
     output = checkpoint_output(checkpoint.file, settings.precision)
-    out = Path(settings.out)
+    out = Path(settings.out.strip())
     check_output(out, [path, *(each.file.path for each in networks)], settings.overwrite, output.size)
     plan = _Plan(checkpoint, networks, checkpoint_sum(checkpoint, networks), output, settings.precision, out)
     _check_yaml(plan, settings.overwrite)
@@ -139,11 +141,18 @@ def _refuse_missing(settings: MergeCheckpointSettings) -> None:
 
 def _check_yaml(plan: _Plan, overwrite: bool) -> None:
     beside = plan.out.with_suffix(".yaml")
-    if plan.yaml is not None and not overwrite and beside.exists() and beside.read_bytes() != plan.yaml:
+    if plan.yaml is not None and not overwrite and beside.exists() and _content(beside) != plan.yaml:
         raise UserError(
             f"{beside} is there already, and is not the checkpoint's: give the output another name, or allow "
             "overwriting it (--overwrite)"
         )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): allow reading it, or move it") from error
 
 
 def _numbers(checkpoint: CheckpointFile, name: str) -> int:

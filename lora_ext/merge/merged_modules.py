@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.merge.low_rank_out import factor_tensors
-from lora_ext.merge.module_sums import ModuleSum, balanced, with_even_down
+from lora_ext.merge.module_sums import ModuleSum, balanced
 from lora_ext.merge.ranks import chosen_rank
 from lora_ext.merge.spectrum import dense_svd, factored_svds
 from lora_ext.networks.lora import factors_norm
@@ -71,7 +71,7 @@ def approximated(
     others = [module for module in sums if not module.is_low_rank]
     done = 0
     for group in _by_size(low):
-        pairs = [with_even_down(*module.factors(device)) for module in group]
+        pairs = [module.factors(device, even=True) for module in group]
         for place, found in factored_svds(pairs, device):
             step(done, len(sums))
             done += 1

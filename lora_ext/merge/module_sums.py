@@ -67,15 +67,25 @@ class ModuleSum:
         shapes = [part.delta.shape_for(()) for part in self.weight_parts]
         return max(shapes, key=len) if any(len(shape) != 2 for shape in shapes) else self._by_name(shapes[0])
 
-    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """up (out, rank) and down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold."""
-        ups, downs = [], []
+    def factors(self, device: torch.device, even: bool = False) -> tuple[Tensor, Tensor]:
+        """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold.
+
+        `even`: all rows of down are about as long as 1, by powers of two, which round nothing. What a network learnt
+        least is in its shortest rows; decomposing down is not left to them then.
+        """
+        ups, downs, scales = [], [], []
         for part in self.weight_parts:
             factors = part.delta.low_rank
             assert factors is not None
-            ups.append(factors.up.to(device, torch.float32) * (factors.scale * part.multiplier))
+            ups.append(factors.up.to(device, torch.float32))
             downs.append(factors.down.to(device, torch.float32))
-        return torch.cat(ups, 1), torch.cat(downs, 0)
+            scales.append(torch.full((len(factors.down),), factors.scale * part.multiplier, device=device))
+        up, down, scale = torch.cat(ups, 1), torch.cat(downs, 0), torch.cat(scales)
+        if even:
+            lengths = _power_of_two(torch.log2(down.norm(dim=1)))
+            down.div_(lengths[:, None])  # its own memory: cat has copied
+            scale *= lengths
+        return up.mul_(scale), down
 
     def dense(self, device: torch.device) -> Tensor:
         """ΔW in fp32 and in the weight's shape; factors are joined first."""
@@ -132,19 +142,14 @@ def module_sums(
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """The factors with numbers of one size in both, rank by rank, by powers of two, which round nothing."""
-    steps = torch.log2(down.norm(dim=1) / up.norm(dim=0)).div(2).round().nan_to_num(0.0, 0.0, 0.0)
-    factor = torch.exp2(steps.clamp(-_MOST_STEPS, _MOST_STEPS))
+    factor = _power_of_two(torch.log2(down.norm(dim=1) / up.norm(dim=0)) / 2)
     return up * factor, down / factor[:, None]
 
 
-def with_even_down(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors with all rows of down about as long as 1, by powers of two, which round nothing.
-
-    What a network has learnt least is in its shortest rows: decomposing down is not left to them.
-    """
-    steps = torch.log2(down.norm(dim=1)).round().nan_to_num(0.0, 0.0, 0.0)
-    factor = torch.exp2(steps.clamp(-_MOST_STEPS, _MOST_STEPS))
-    return up * factor, down / factor[:, None]
+def _power_of_two(exponents: Tensor) -> Tensor:
+    """2 to the nearest whole exponents; 1 where they are none, as those of rows of zeros."""
+    steps = exponents.round().nan_to_num(0.0, 0.0, 0.0)
+    return torch.exp2(steps.clamp(-_MOST_STEPS, _MOST_STEPS))
 
 
 def _check_can_be_added(name: str, key: str, delta: ModuleDelta) -> None:

@@ -92,9 +92,13 @@ def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pre
         )
         for name, tensor in tensors.items()
     }
+    return file_size(outlines, {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
+
+
+def file_size(outlines: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """How many bytes `write_tensors` writes."""
     entries = _entries(outlines)
-    complete = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
-    return len(header_bytes(entries, complete)) + max(
+    return len(header_bytes(entries, metadata)) + max(
         (entry["data_offsets"][1] for entry in entries.values()), default=0
     )
 

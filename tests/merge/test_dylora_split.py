@@ -94,7 +94,7 @@ def test_sd_scripts_own_is_cut_as_sd_scripts_does_or_with_the_strength_of_its_tr
     torch.testing.assert_close(weight_delta(file.modules[KEY]), up @ down * forward)
     assert float(file.modules[KERNEL]["alpha"]) == 2.0
     assert file.metadata["ss_network_module"] == "networks.lora"
-    assert json.loads(file.metadata["ss_network_args"]) == {"x": "1", "conv_dim": "4", "conv_alpha": "2"}
+    assert json.loads(file.metadata["ss_network_args"]) == {"x": "1", "conv_dim": "4", "conv_alpha": "2.0"}
 
 
 def test_what_the_files_say_of_themselves(tmp_path: Path) -> None:

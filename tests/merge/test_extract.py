@@ -232,8 +232,23 @@ def test_what_no_module_holds_is_told_with_its_share(bases: dict[str, Path], tmp
     assert report.details["left_out"] == {"biases": pytest.approx(1 / 9), "norms": pytest.approx(4 / 9)}
     assert report.facts["Not in the network"] == "norms 44.44%, biases 11.11%"
     assert any("VAE differs" in words for words in report.warnings)
+    assert not any("conv_rank" in words for words in report.warnings)
     assert any("191 modules are the same in both" in words for words in report.warnings)
     assert any("text encoders are the same in both" in words for words in report.warnings)
+
+
+def test_convolutions_that_are_left_out_are_told_until_they_are_taken(bases: dict[str, Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["model.diffusion_model.middle_block.1.proj_in.weight"][0, 0] += 1.0
+        tensors["model.diffusion_model.middle_block.0.in_layers.2.weight"][0, 0, 1, 1] += 3.0
+
+    tuned = write_tuned(bases["sd1"], tmp_path / "tuned.safetensors", change=change)
+    left_out = extract(bases["sd1"], tuned)
+    assert left_out.details["left_out"] == {"convolutions": pytest.approx(0.9)}
+    assert any("90% of the change is in convolutions" in words for words in left_out.warnings)
+    taken = extract(bases["sd1"], tuned, conv_rank=1, overwrite=True)
+    assert taken.facts["Not in the network"] == "nothing else differs"
+    assert not any("conv_rank" in words for words in taken.warnings)
 
 
 def test_text_encoders_that_hardly_differ_are_left_out_and_told(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Networks in a checkpoint's file: the weights are those of the loaded checkpoint with the networks' tags."""
+"""Networks in a checkpoint's file: what is kept, what is told, what is refused, and what it takes."""
 
 from __future__ import annotations
 
@@ -8,138 +8,26 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from algorithm_files import ALGORITHMS, write_algorithm
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from lora_ext.apply.active import ActiveNetworks
-from lora_ext.apply.tags import parse_tags
-from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.file_weights import open_checkpoint_file
-from lora_ext.checkpoint.module_names import checkpoint_weights
-from lora_ext.checkpoint.patches import PatchLedger
 from lora_ext.checkpoint.safetensors_file import read_header
-from lora_ext.host.standalone.loader import load_checkpoint
 from lora_ext.host.standalone.random_checkpoint import TINY_KINDS, TINY_TEXT, write_random_kind
 from lora_ext.host.standalone.unet import SD1_UNET
-from lora_ext.merge.tools import make_settings, tool_named
-from lora_ext.merge.work import ToolReport, Work
+from lora_ext.merge.tools import make_settings
+from lora_ext.merge.work import OutputFile, Work
 from lora_ext.networks.file import read_network, write_network
-from lora_ext.networks.library import NetworkLibrary
 from lora_ext.protocols import Cancelled, Control, UserError
+from tests.merge.checkpoint_merging import TOOL, KindPath, different, run, write
 
-TOOL = tool_named("merge-checkpoint")
 LARGEST = 4096
 ROOT = Path(__file__).resolve().parents[2]
-KindPath = Callable[[str], Path]
-Loaded = Callable[[str], Checkpoint]
-
-
-def run(work: Work | None = None, **values: Any) -> ToolReport:
-    return TOOL.run(make_settings(TOOL, values), work or Work())
-
-
-@pytest.fixture(scope="session")
-def loaded(tiny_kind_path: KindPath) -> Callable[[str], Checkpoint]:
-    """Tiny checkpoints in memory, fp32; whoever patches one restores it."""
-    found: dict[str, Checkpoint] = {}
-
-    def checkpoint_of(kind: str) -> Checkpoint:
-        if kind not in found:
-            found[kind] = load_checkpoint(tiny_kind_path(kind), torch.device("cpu"), torch.float32).checkpoint
-        return found[kind]
-
-    return checkpoint_of
-
-
-def stored(path: Path) -> dict[str, Tensor]:
-    """Weights and biases by their modules' keys, as the file has them."""
-    file = open_checkpoint_file(path)
-    tensors = load_file(path)
-    found = {}
-    for key, view in file.weights.items():
-        found[key] = view.of(tensors[file.tensor_of(key)])
-        if view.bias is not None:
-            found[f"{key}.bias"] = view.bias.of(tensors[file.tensor_names[view.bias.parameter]])
-    return found
-
-
-def with_tags(checkpoint: Checkpoint, folder: Path, prompt: str) -> dict[str, Tensor]:
-    """The loaded checkpoint's weights and biases by their modules' keys, with a prompt's tags."""
-    active = ActiveNetworks(checkpoint, PatchLedger(), NetworkLibrary([folder]))
-    assert active.activate(parse_tags(prompt).tags) == []
-    found = {}
-    for key, view in checkpoint_weights(checkpoint).items():
-        found[key] = view.detach().clone()
-        if view.bias is not None:
-            found[f"{key}.bias"] = view.bias.detach().clone()
-    active.deactivate()
-    return found
-
-
-def write(folder: Path, base: Path, algorithm: str = "LoCon", name: str = "net", seed: int = 1) -> Path:
-    path = folder / f"{name}.safetensors"
-    file = open_checkpoint_file(base)
-    assert write_algorithm(path, algorithm, dict(file.values(set(file.weights))), seed) > 20
-    return path
-
-
-def different(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> set[str]:
-    assert left.keys() == right.keys()
-    return {key for key in left if not torch.equal(left[key], right[key])}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_is_merged_as_it_is_applied(
-    tmp_path: Path, tiny_kind_path: KindPath, loaded: Loaded, algorithm: str
-) -> None:
-    base, out = tiny_kind_path("sd1"), tmp_path / "merged.safetensors"
-    net = write(tmp_path, base, algorithm)
-    run(checkpoint=str(base), network=f"{net}:0.7", out=str(out))
-    assert different(stored(out), with_tags(loaded("sd1"), tmp_path, "<lora:net:0.7>")) == set()
-    assert len(different(stored(out), stored(base))) > 20
-
-
-SEVERAL = ("LoCon, Tucker", "LoHa", "(IA)³", "diag-OFT", "DoRA, out")
-LBW = {"sd1": "1,0,0.5,1,1,1,1,1,1,1,1,1,1,1,1,1,0.2", "sdxl": "MIDD"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sd1", "sd1-inpainting", "sd2", "sdxl"])
-def test_several_networks_with_all_their_weights(
-    tmp_path: Path, tiny_kind_path: KindPath, loaded: Loaded, kind: str
-) -> None:
-    base, out = tiny_kind_path(kind), tmp_path / "merged.safetensors"
-    weights = [0.7, -0.3, 0.0, 0.5, 0.4]
-    for number, algorithm in enumerate(SEVERAL):
-        write(tmp_path, base, algorithm, f"net{number}", seed=number)
-    lbw = LBW.get(kind, "OUTALL")
-    report = run(
-        checkpoint=str(base), out=str(out), lbw=lbw, te_weight="\n".join(["0.5", *["same"] * 4]),
-        network="\n".join(f"{tmp_path / f'net{n}.safetensors'}:{weight}" for n, weight in enumerate(weights)),
-    )  # fmt: skip
-    tags = [f"<lora:net{n}:{weight}:{weight}:lbw={lbw}>" for n, weight in enumerate(weights)]
-    prompt = " ".join(["<lora:net0:0.5:0.7:lbw=" + lbw + ">", *tags[1:]])
-    expected = with_tags(loaded(kind), tmp_path, prompt)
-    assert different(stored(out), expected) == set()
-    assert len(different(stored(out), stored(base))) > 100
-    assert report.facts["Network 1"].startswith(f"net0 × 0.7, text encoders × 0.5, lbw={lbw}: ")
-
-
-def test_a_file_that_is_named_twice_has_both_weights(tmp_path: Path, tiny_kind_path: KindPath, loaded: Loaded) -> None:
-    """Which for DoRA is not the sum of two changes."""
-    base, out = tiny_kind_path("sd1"), tmp_path / "merged.safetensors"
-    net = write(tmp_path, base, "DoRA, out")
-    run(checkpoint=str(base), network=f"{net}:0.25\n{net}:0.5", out=str(out))
-    assert different(stored(out), with_tags(loaded("sd1"), tmp_path, "<lora:net:0.75>")) == set()
 
 
 @pytest.fixture
@@ -239,11 +127,14 @@ def test_a_file_with_code_in_it_is_not_opened(base: Path, net: Path, out: Path) 
 def test_the_yaml_comes_along(base: Path, net: Path, out: Path) -> None:
     base.with_suffix(".yaml").write_text("model: one", encoding="utf-8")
     values = {"checkpoint": str(base), "network": str(net), "out": str(out)}
+    promised = TOOL.preview(make_settings(TOOL, values), Work()).files
     report = run(**values)
+    assert (
+        promised == report.files == [OutputFile(path, path.stat().st_size) for path in (out, out.with_suffix(".yaml"))]
+    )
     beside = out.with_suffix(".yaml")
     assert beside.read_text(encoding="utf-8") == "model: one"
-    assert [each.path for each in report.files] == [out, beside]
-    assert any("base.yaml" in words for words in report.warnings)
+    assert report.facts["How it is built"] == "base.yaml is copied beside it"
     out.unlink()
     run(**values)
     out.unlink()
@@ -253,6 +144,14 @@ def test_the_yaml_comes_along(base: Path, net: Path, out: Path) -> None:
     assert beside.read_text(encoding="utf-8") == "model: another" and not out.exists()
     run(**values, overwrite=True)
     assert beside.read_text(encoding="utf-8") == "model: one"
+
+
+def test_a_folder_in_the_place_of_the_yaml(base: Path, net: Path, out: Path) -> None:
+    base.with_suffix(".yaml").write_text("model: one", encoding="utf-8")
+    out.with_suffix(".yaml").mkdir(parents=True)
+    with pytest.raises(UserError, match="merged.yaml cannot be read"):
+        run(checkpoint=str(base), network=str(net), out=str(out))
+    assert not out.exists()
 
 
 def test_what_a_person_is_told(base: Path, net: Path, out: Path) -> None:
@@ -309,6 +208,38 @@ def test_refused_in_words(tmp_path: Path, base: Path, net: Path, out: Path, case
         run(**filled)
     assert {path: path.read_bytes() for path in (base, net)} == files
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
+
+
+def test_a_damaged_checkpoint(base: Path, net: Path, out: Path) -> None:
+    tensors = load_file(base)
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, base)
+    with pytest.raises(UserError, match=f"{re.escape(name)} of the checkpoint has values that are no numbers"):
+        run(checkpoint=str(base), network=str(net), out=str(out))
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("algorithm", ["LoRA", "LoHa"])
+def test_weights_of_eight_bits(tmp_path: Path, base: Path, out: Path, algorithm: str) -> None:
+    """Rounded once from the sum to the nearest of their few values."""
+    net = write(tmp_path, base, algorithm)
+    tensors = {
+        name: each.to(torch.float8_e4m3fn) if name.startswith("model.diffusion_model.") else each
+        for name, each in load_file(base).items()
+    }
+    save_file(tensors, base)
+    values = {"checkpoint": str(base), "network": f"{net}:0.5"}
+    run(**values, precision="fp32", out=str(out))
+    exact = load_file(out)
+    run(**values, out=str(out), overwrite=True)
+    assert (
+        different(
+            {name: each.float() for name, each in load_file(out).items()},
+            {name: each.to(tensors[name].dtype).float() for name, each in exact.items()},
+        )
+        == set()
+    )
 
 
 def test_an_output_that_is_there_is_kept(base: Path, net: Path, out: Path) -> None:

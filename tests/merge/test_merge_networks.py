@@ -219,7 +219,7 @@ def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     assert metadata["ss_training_comment"] == "merged by svd: a × 0.7, b × 0.3"
     assert metadata["ss_base_model_version"] == "sd_v1"
     assert metadata["ss_network_module"] == "networks.lora"
-    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"], metadata["ss_output_name"]) == ("2", "2", "out")
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"], metadata["ss_output_name"]) == ("2", "2.0", "out")
     assert "ss_tag_frequency" not in metadata
     stated = (metadata.pop("sshs_model_hash"), metadata.pop("sshs_legacy_hash"))
     assert stated == precalculate_hashes(found.tensors, metadata)

@@ -147,7 +147,8 @@ def test_a_work_is_cancelled_and_leaves_nothing(webui: WebUI, pair: Path) -> Non
     while webui.call(f"{API}/tools/status")["state"] == "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert webui.call(f"{API}/tools/status")["state"] == "cancelled"
+    status = webui.call(f"{API}/tools/status")
+    assert (status["state"], status["problems"]) == ("cancelled", [])
     assert sorted(path.name for path in pair.iterdir()) == ["u6-one.safetensors", "u6-two.safetensors"]
     webui.generate(PROMPT)  # the checkpoint was given back
 
@@ -168,6 +169,7 @@ def test_every_tool_answers(webui: WebUI, pair: Path) -> None:
             ),
             "check": work(webui, "check", files="u6-one", checkpoint="loaded"),
             "repair": work(webui, "repair", file="u6-one", out="of-the-tests/u6-repaired.safetensors"),
+            "interrogate": work(webui, "interrogate", file="u6-one", checkpoint="loaded", top=5),
             "inspect": work(webui, "inspect", file="u6-one"),
             "metadata": work(webui, "metadata", file="u6-one", set="ss_training_comment=a test"),
             "convert": work(webui, "convert", file="u6-one", to="diffusers", out="of-the-tests/u6-d.safetensors"),
