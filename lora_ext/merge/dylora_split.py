@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_ext.config.tools.dylora_split import DyloraSplitSettings
 from lora_ext.merge.inputs import left_out_words
 from lora_ext.merge.low_rank_out import Source, changed_metadata, named_tensors
+from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, Precision, read_network
@@ -114,6 +115,7 @@ def _plan(settings: DyloraSplitSettings, work: Work) -> _Plan:
     if not settings.out.strip():
         raise UserError("no output is given: name a folder, or a file to put the ranks behind (--out FOLDER)")
     path = work.network(settings.file)
+    check_memory(3 * path.stat().st_size, f"splitting {path.name}")
     file = read_network(path)
     _check_kind(file)
     full = max(len(tensors["lora_down.weight"]) for tensors in file.modules.values())

@@ -20,10 +20,22 @@ from lora_ext.merge.tools import MODULES
 from lora_ext.merge.work import Work
 from lora_ext.networks import atomic_write
 from lora_ext.protocols import Cancelled, Control, UserError
-from tests.merge.tool_cases import CASES, PRESENT, WRITING, Inputs, ToolCase, difference, expected_deltas, result_deltas
+from tests.merge.tool_cases import (
+    CASES,
+    ELSEWHERE,
+    PRESENT,
+    TO_ONE_FILE,
+    WRITING,
+    Inputs,
+    ToolCase,
+    difference,
+    expected_deltas,
+    result_deltas,
+)
 
 every_case = pytest.mark.parametrize("case", PRESENT, ids=str)
 every_writing = pytest.mark.parametrize("case", WRITING, ids=str)
+to_one_file = pytest.mark.parametrize("case", TO_ONE_FILE, ids=str)
 MOST_STEPS = 8
 
 
@@ -33,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_tool_is_tried() -> None:
-    assert set(MODULES) <= {case.tool for case in CASES}
+    assert set(MODULES) == {case.tool for case in CASES} | set(ELSEWHERE)
 
 
 @every_case
@@ -94,7 +106,7 @@ if sys.platform != "win32":  # links need a privilege there
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@every_writing
+@to_one_file
 def test_an_input_is_never_the_output(case: ToolCase, inputs: Inputs, spelling: str) -> None:
     (inputs.folder / "sub").mkdir()
     for number, name in enumerate(case.reads):
@@ -110,7 +122,7 @@ def test_an_input_is_never_the_output(case: ToolCase, inputs: Inputs, spelling: 
         assert contents(inputs.folder) == before
 
 
-@every_writing
+@to_one_file
 def test_a_file_is_replaced_only_when_told_to(case: ToolCase, inputs: Inputs) -> None:
     inputs.out.write_bytes(b"somebody's work")
     before = contents(inputs.folder)
@@ -122,7 +134,7 @@ def test_a_file_is_replaced_only_when_told_to(case: ToolCase, inputs: Inputs) ->
     assert inputs.out.read_bytes() != b"somebody's work"
 
 
-@every_writing
+@to_one_file
 @pytest.mark.parametrize("name", ["out.ckpt", "out", "out.safetensors.txt", "folder.safetensors", ""])
 def test_other_outputs_are_refused_in_words(case: ToolCase, inputs: Inputs, name: str) -> None:
     (inputs.folder / "folder.safetensors").mkdir()
@@ -154,7 +166,7 @@ def test_a_disk_without_room_is_refused_before_the_work(
     assert contents(inputs.folder) == before
 
 
-@every_writing
+@to_one_file
 @pytest.mark.parametrize(
     ("step", "error", "words"),
     [
@@ -202,7 +214,7 @@ def stopping_at(number: int) -> tuple[Work, list[tuple[int, int]]]:
     return Work(control=control, progress=progress), steps
 
 
-@every_writing
+@to_one_file
 def test_a_tool_that_is_told_to_stop_leaves_nothing(case: ToolCase, inputs: Inputs) -> None:
     work, steps = stopping_at(0)
     case.run(inputs, work)
@@ -230,7 +242,7 @@ def test_work_that_was_stopped_before_it_began_does_nothing(case: ToolCase, inpu
     assert contents(inputs.folder) == before
 
 
-@every_writing
+@to_one_file
 def test_the_same_work_gives_the_same_file(case: ToolCase, inputs: Inputs) -> None:
     case.run(inputs)
     tensors, metadata = read_tensors(inputs.out)

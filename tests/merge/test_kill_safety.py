@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_ext.checkpoint.tensor_files import open_tensor_file
-from tests.merge.tool_cases import WRITING, Inputs, ToolCase
+from tests.merge.tool_cases import TO_ONE_FILE, Inputs, ToolCase
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_POINTS = 8
@@ -126,7 +126,9 @@ for name, job in jobs.items():
 @pytest.mark.skipif(sys.platform == "win32", reason="one process for each moment would take minutes there")
 def test_killed_at_every_moment(inputs: Inputs) -> None:
     """One process forks a child for every moment of every tool: between steps, within writes, around the renaming."""
-    jobs = {str(case): {"tool": case.tool, "values": case.values(inputs), "out": str(inputs.out)} for case in WRITING}
+    jobs = {
+        str(case): {"tool": case.tool, "values": case.values(inputs), "out": str(inputs.out)} for case in TO_ONE_FILE
+    }
     before = {path.name: path.read_bytes() for path in inputs.folder.iterdir()}
     seen = dict.fromkeys(jobs, 0)
     partial = 0
@@ -152,7 +154,7 @@ def test_killed_at_every_moment(inputs: Inputs) -> None:
     assert process.returncode == 0
     assert min(seen.values()) >= 5
     assert partial >= len(jobs)  # some were killed while they wrote
-    WRITING[0].run(inputs)
+    TO_ONE_FILE[0].run(inputs)
     assert {path.name for path in inputs.folder.iterdir()} == {*before, "out.safetensors"}
 
 
@@ -183,7 +185,7 @@ tool.run(make_settings(tool, job["values"]), Work())
 @pytest.mark.parametrize("hangs_in", ["fsync", "replace"])
 def test_killed_from_outside(inputs: Inputs, hangs_in: str) -> None:
     """As the task manager does it; what is left over goes with the next write into the folder."""
-    case: ToolCase = WRITING[0]
+    case: ToolCase = TO_ONE_FILE[0]
     before = {path.name: path.read_bytes() for path in inputs.folder.iterdir()}
     with killer(HANGING) as process:
         assert process.stdin is not None and process.stdout is not None

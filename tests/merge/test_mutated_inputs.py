@@ -221,7 +221,8 @@ def test_another_file_than_was_meant(case: ToolCase, inputs: Inputs, mistake: st
         else:  # what a file is called says nothing of it; what reads any file tells what it is
             assert mistake in ("another ending", "no ending") or not case.writes, report
             check_result(case, inputs, report)
-        inputs.out.unlink(missing_ok=True)
+            for each in report.files:
+                each.path.unlink()
         assert files(inputs.folder) == before
         if given.parent == original.parent and given != original and given.suffix != original.suffix:
             given.unlink()

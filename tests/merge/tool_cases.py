@@ -57,7 +57,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class ToolCase:
-    """A tool and settings for it; `reads` names the inputs that it reads.
+    """A tool and settings for it; `reads` names the inputs that it reads, `several` says that it writes several files.
 
     `tolerance` is how far its result may be, relatively, from what `expected` makes of the ΔW of its inputs (the first
     two in `reads`, or a single one); None where nothing is so simple.
@@ -67,6 +67,7 @@ class ToolCase:
     values: Callable[[Inputs], dict[str, Any]]
     reads: tuple[str, ...] = ("network",)
     writes: bool = True
+    several: bool = False
     name: str = ""
     expected: Callable[..., Deltas] = dict
     tolerance: float | None = None
@@ -150,6 +151,11 @@ CASES = [
     ),
     ToolCase("convert", lambda f: {"file": str(f.network), "to": "diffusers", "out": str(f.out)}, tolerance=1e-5),
     ToolCase("repair", lambda f: {"file": str(f.network), "out": str(f.out)}, tolerance=1e-5),
+    ToolCase(
+        "dylora-split",
+        lambda f: {"file": str(f.network), "ranks": "1,2", "out": str(f.folder / "ranks.safetensors")},
+        several=True,
+    ),
     ToolCase("check", lambda f: {"files": str(f.network)}, writes=False),
     ToolCase(
         "check",
@@ -164,6 +170,8 @@ CASES = [
 
 PRESENT = [case for case in CASES if case.tool in MODULES]
 WRITING = [case for case in PRESENT if case.writes]
+TO_ONE_FILE = [case for case in WRITING if not case.several]
+ELSEWHERE = {"interrogate": "needs a text encoder from its host: tests/merge/test_interrogate.py"}
 
 
 def low_rank_module(size: tuple[int, ...], generator: torch.Generator, rank: int = RANK) -> dict[str, Tensor]:
