@@ -177,7 +177,7 @@ def test_grid_refuses(
 def test_inspect_refuses_what_is_no_tensor_file(command: Callable, tmp_path: Path) -> None:
     (tmp_path / "note.safetensors").write_text("short", encoding="utf-8")
     refused(command("inspect", tmp_path / "note.safetensors"), "note.safetensors")
-    refused(command("inspect", tmp_path / "gone.safetensors"), "gone.safetensors", "check that the file is there")
+    refused(command("inspect", tmp_path / "gone.safetensors"), "gone.safetensors", "give the path of its file")
 
 
 def test_export_refuses_a_folder_that_is_no_webui(command: Callable, tmp_path: Path) -> None:

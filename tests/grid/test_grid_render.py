@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lora_ext.grid.drawing import cell_size, draw_grid
-from lora_ext.grid.render import epoch_weight_grid
+from lora_ext.grid.render import epoch_weight_grid, network_weight_grid
 from lora_ext.protocols import GeneratedImage, GenerateRequest, Progress, UserError
 
 
@@ -104,6 +104,25 @@ def test_every_epoch_by_default_and_the_last_one_last() -> None:
     assert grid.columns == ("none", "epoch 1", "last")
     grid = epoch_weight_grid(HashPainter(), REQUEST, "star", [10, "last", 1], [1], StarFiles([1, 10]))
     assert grid.columns == ("none", "epoch 1", "epoch 10 (last)")
+
+
+class TwoFiles(StarFiles):
+    """`star` and a smaller one made of it."""
+
+    def find(self, name: str) -> Path | None:
+        return Path(f"{name}.safetensors") if name in ("star", "star-small") else None
+
+
+def test_networks_side_by_side() -> None:
+    request = replace(REQUEST, prompt="a zib <lora:star-small:0.3> star")
+    grid = network_weight_grid(HashPainter(), request, ["star", "star-small"], [0.5, 1.0], TwoFiles([1]))
+    assert grid.columns == ("none", "star", "star-small")
+    assert [[cell.request.prompt for cell in row] for row in grid.cells] == [
+        ["a zib  star", "a zib <lora:star:0.5> star", "a zib <lora:star-small:0.5> star"],
+        ["a zib  star", "a zib <lora:star:1> star", "a zib <lora:star-small:1> star"],
+    ]
+    with pytest.raises(UserError, match="moon: there is no network of this name"):
+        network_weight_grid(HashPainter(), REQUEST, ["star", "moon"], [1.0], TwoFiles([1]))
 
 
 def test_missing_epochs_are_refused_before_the_first_picture() -> None:

@@ -28,6 +28,8 @@ ROUTES = [
     ("POST", "/presets/delete"), ("POST", "/import"), ("POST", "/export"),
     ("GET", "/networks"), ("GET", "/network"), ("POST", "/network/words"), ("POST", "/network/metadata"),
     ("POST", "/network/cover"),
+    ("GET", "/tools"), ("GET", "/tools/files"), ("GET", "/tools/status"), ("GET", "/tools/report"),
+    ("POST", "/tools/cancel"), ("POST", "/tools/{name}/preview"), ("POST", "/tools/{name}/run"),
 ]  # fmt: skip
 
 OTHER_SITES = [
