@@ -132,7 +132,7 @@ def _number(value: Any) -> float | None:
 
 def _impossible(found: Iterable[_Alpha]) -> Iterator[Finding]:
     for kind, words in (
-        ("alpha zero", "alpha 0, which switches them off"),
+        ("alpha zero", "alpha 0, which switches them off (`repair` writes the file without them)"),
         ("alpha negative", "a negative alpha, which turns their effect around"),
         ("alpha huge", f"an alpha of more than {_HIGHEST_SCALE:,.0f} times their rank, which no trainer writes"),
     ):

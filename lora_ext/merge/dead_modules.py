@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_ext.config.arguments import finite_number
 from lora_ext.merge.findings import Finding, modules_words, some_of
+from lora_ext.networks.weight_delta.products import unused
 
 _PRODUCTS = (
     ("lora_up.weight", "lora_mid.weight", "lora_down.weight"),
@@ -27,6 +28,9 @@ _PRODUCTS = (
 )
 """What a module's change is the sum of, by suffix; a factor of zeros makes its product zero. T-LoRA's start is no zero,
 and is not in the file."""
+
+_SCALED = ("lora_", "hada_", "lokr_", "a1.")
+"""How suffixes of kinds begin whose products alpha multiplies."""
 
 _TEXT_LAYER = re.compile(r"(lora_te\d?)_text_model_encoder_layers_(\d+)_")
 _PARTS = {"lora_unet": "U-Net", "lora_te": "text encoder", "lora_te1": "first text encoder", "lora_te2": "second one"}
@@ -49,7 +53,14 @@ def _is_zero(tensor: Tensor) -> bool:
 
 def changes_nothing(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a module may be left out of its file without a difference, whatever checkpoint it is for."""
-    return "dora_scale" not in tensors and has_zero_factors(tensors)
+    return "dora_scale" not in tensors and (has_zero_factors(tensors) or _is_switched_off(tensors))
+
+
+def _is_switched_off(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether an alpha of 0 multiplies all of it."""
+    alpha = tensors.get("alpha")
+    is_scaled = any(suffix.startswith(_SCALED) for suffix in tensors) and not unused(tensors)
+    return alpha is not None and is_scaled and alpha.numel() == 1 and float(alpha) == 0
 
 
 def dead_findings(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]) -> list[Finding]:

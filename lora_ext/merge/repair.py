@@ -22,10 +22,13 @@ from lora_ext.protocols import UserError
 
 @dataclass(frozen=True)
 class Repaired:
-    """What is left of a network: its tensors by their own names, its modules; and what was left out, and why."""
+    """What is left of a network: its tensors by their own names, its modules that can be applied, and how many are of
+    unknown kinds; and what was left out, and why.
+    """
 
     tensors: dict[str, Tensor]
     modules: dict[str, dict[str, Tensor]]
+    unknown: int
     damaged: Mapping[str, str]
     without_effect: tuple[str, ...]
     duplicates: tuple[str, ...]
@@ -45,11 +48,12 @@ def repaired(file: NetworkFile) -> Repaired:
     if not network.modules:
         raise UserError(f"{file.path} holds no network: none of its {len(file.tensors)} tensors is one of a network")
     damaged: dict[str, str] = {}
-    idle = []
+    idle, unknown = [], []
     for key, tensors in network.modules.items():
         try:
             module_delta(tensors)
         except UnsupportedNetworkError:
+            unknown.append(key)
             continue
         except UserError as error:
             damaged[key] = str(error)
@@ -68,8 +72,8 @@ def repaired(file: NetworkFile) -> Repaired:
         for name, tensor in file.tensors.items()
         if name not in twice and (name not in network.places or network.places[name][0] not in gone)
     }
-    modules = {key: tensors for key, tensors in network.modules.items() if key not in gone}
-    return Repaired(kept, modules, damaged, tuple(idle), twice)
+    modules = {key: tensors for key, tensors in network.modules.items() if key not in {*gone, *unknown}}
+    return Repaired(kept, modules, len(unknown), damaged, tuple(idle), twice)
 
 
 def preview(settings: RepairSettings, work: Work) -> ToolReport:
@@ -102,7 +106,7 @@ def _report(
     file: NetworkFile, result: Repaired, settings: RepairSettings, written: OutputFile | None = None
 ) -> ToolReport:
     count = len(file.network.modules)
-    facts = {"modules left": f"{len(result.modules)} of {count}"}
+    facts = {"modules left": f"{len(result.modules) + result.unknown} of {count}"}
     for words, names in (("damaged", tuple(result.damaged)), ("without effect", result.without_effect)):
         if names:
             facts[f"left out, {words}"] = f"{len(names)} ({some_of(names)})"

@@ -124,6 +124,21 @@ def test_a_module_at_its_start_changes_nothing_and_a_trained_one_does(form: Adap
         assert not has_zero_factors(adapter.tensors_for_file())
 
 
+def test_what_nobody_here_understands_is_kept(tmp_path: Path) -> None:
+    odd = {f"{KEYS[0]}.lora_down.weight": torch.tensor(1.0), f"{KEYS[0]}.new_kind": torch.ones(2)}
+    tensors = {name: each for name, each in network().items() if not name.startswith(KEYS[0])} | odd
+    assert repair(tmp_path, tensors).facts == {"modules left": "6 of 6"}
+    assert read_network(tmp_path / "out.safetensors").tensors.keys() == tensors.keys()
+
+
+def test_an_alpha_of_zero_switches_off_what_it_multiplies() -> None:
+    factors = {"lora_up.weight": torch.ones(4, 2), "lora_down.weight": torch.ones(2, 4)}
+    whole = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(2, 2)}
+    for tensors, expected in ((factors, True), (whole, False), ({"oft_blocks": torch.rand(2, 2, 2)}, False)):
+        assert changes_nothing({**tensors, "alpha": torch.tensor(0.0)}) == expected
+    assert not changes_nothing({**factors, "alpha": torch.tensor(1.0)})
+
+
 def test_lengths_of_dora_may_change_something_alone() -> None:
     tensors = {
         "lora_up.weight": torch.zeros(4, 2),
