@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +12,13 @@ class Side:
     """One program's run of one operation, in a process of its own, without its start and imports.
 
     Wall time in seconds; anonymous memory in MB (1e6 bytes), the largest during the operation beyond what the process
-    had taken with its imports.
+    had taken with its imports; seconds of the processor, all threads together, which other work on the machine
+    disturbs less.
     """
 
     seconds: float
     anonymous_mb: float
+    processor: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,6 @@ class Figure:
     theirs: Side | None = None
     facts: Mapping[str, float | str] = field(default_factory=dict)
     missed: Sequence[str] = ()
-
-    @property
-    def times_as_fast(self) -> float | None:
-        """Their time by ours."""
-        return None if self.theirs is None else self.theirs.seconds / self.ours.seconds
-
-    @property
-    def share_of_memory(self) -> float | None:
-        """Our memory by theirs."""
-        return None if self.theirs is None else self.ours.anonymous_mb / self.theirs.anonymous_mb
 
 
 def beyond(facts: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
@@ -64,7 +57,7 @@ def too_large(ours: Side, theirs: Side, most: float) -> list[str]:
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures in columns for a terminal, with their facts below each, and what is missed."""
-    rows = [("tool", "case", "ours s", "theirs s", "times", "ours MB", "theirs MB")]
+    rows = [("tool", "case", "ours s", "theirs s", "times", "of the processor", "ours MB", "theirs MB")]
     rows += [_row(figure) for figure in figures]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -77,9 +70,12 @@ def table(figures: Sequence[Figure]) -> str:
 
 def _row(figure: Figure) -> tuple[str, ...]:
     ours, theirs = figure.ours, figure.theirs
-    seconds = ("", "") if theirs is None else (f"{theirs.seconds:.2f}", f"{theirs.seconds / ours.seconds:.1f}")
-    memory = "" if theirs is None else f"{theirs.anonymous_mb:,.0f}"
-    return (figure.tool, figure.case, f"{ours.seconds:.2f}", *seconds, f"{ours.anonymous_mb:,.0f}", memory)
+    ours_words = (f"{ours.seconds:.2f}", f"{ours.anonymous_mb:,.0f}")
+    if theirs is None:
+        return (figure.tool, figure.case, ours_words[0], "", "", "", ours_words[1], "")
+    times = (f"{theirs.seconds / ours.seconds:.1f}", f"{theirs.processor / ours.processor:.1f}")
+    memory = (ours_words[1], f"{theirs.anonymous_mb:,.0f}")
+    return (figure.tool, figure.case, ours_words[0], f"{theirs.seconds:.2f}", *times, *memory)
 
 
 def _words(value: float | str) -> str:

@@ -13,6 +13,8 @@ from lora_ext.merge.low_rank_out import factor_tensors
 from lora_ext.merge.spectrum import Svd, dense_svd, squared_norm
 from lora_ext.networks.weight_delta import exact_matmul
 
+_ROWS = 1024
+
 
 @dataclass(frozen=True)
 class RankChoice:
@@ -84,15 +86,35 @@ def extracted(
     if size == 0:
         return None
     limit = min(change.shape[:2])
-    svd = dense_svd(matrix, None if choice.needs_all else max(choice.most(limit), shown))
-    rank = choice.rank(svd.values, limit)
+    if choice.needs_all:
+        values = all_singular_values(matrix)
+        rank = choice.rank(values, limit)
+        svd = dense_svd(matrix, rank)
+    else:
+        rank = choice.most(limit)
+        svd = dense_svd(matrix, max(rank, shown))
+        values = svd.values
     best = Svd(svd.left[:, :rank], svd.values[:rank], svd.right[:rank])
     tensors = factor_tensors(best, change.shape) if clamp is None else _clamped(best, change.shape, clamp)
     tensors = {suffix: tensor.to(dtype) for suffix, tensor in tensors.items()}
     up, down = (tensors[suffix].flatten(1).float() for suffix in ("lora_up.weight", "lora_down.weight"))
     with exact_matmul():
         lost = squared_norm(matrix.addmm(up, down, alpha=-1))
-    return Extracted({suffix: each.cpu() for suffix, each in tensors.items()}, svd.values.cpu(), size, lost)
+    return Extracted({suffix: each.cpu() for suffix, each in tensors.items()}, values.cpu(), size, lost)
+
+
+def all_singular_values(matrix: Tensor) -> Tensor:
+    """Those of a matrix (m, n) in fp32, the largest first, without their vectors: several times as fast as with them.
+
+    By the Gram matrix of the smaller side, summed in fp64 piece by piece: those above 1e-7 of the largest are accurate
+    to fp32's digits.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
+    for rows in tall.split(_ROWS):
+        wide = rows.double()
+        gram.addmm_(wide.mT, wide)
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt().float()
 
 
 def _clamped(svd: Svd, shape: torch.Size, quantile: float) -> dict[str, Tensor]:

@@ -86,12 +86,12 @@ def test_what_is_missed_is_told_in_words() -> None:
 
 def test_the_table() -> None:
     figures = [
-        Figure("resize", "to 32", Side(0.5, 100.0), Side(50.0, 1500.0), {"ΔW": 3e-6}, ["too slow"]),
+        Figure("resize", "to 32", Side(0.5, 100.0, 1.0), Side(50.0, 1500.0, 90.0), {"ΔW": 3e-6}, ["too slow"]),
         Figure("check", "one", Side(0.25, 20.0)),
     ]
     lines = [line.split() for line in table(figures).splitlines()]
     assert lines[1:] == [
-        ["resize", "to", "32", "0.50", "50.00", "100.0", "100", "1,500"],
+        ["resize", "to", "32", "0.50", "50.00", "100.0", "90.0", "100", "1,500"],
         ["ΔW:", "3e-06"],
         ["MISSED:", "too", "slow"],
         ["check", "one", "0.25", "20"],

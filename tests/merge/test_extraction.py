@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_ext.merge.extraction import RankChoice, extracted
+from lora_ext.merge.extraction import RankChoice, all_singular_values, extracted
 
 
 def decaying(shape: tuple[int, ...], power: float, seed: int) -> Tensor:
@@ -55,6 +55,13 @@ def test_the_error_is_that_of_the_whole_decomposition(power: float) -> None:
     assert ours is not None
     assert ours.change == pytest.approx(float((values**2).sum()), rel=1e-6)
     assert float((values[8:] ** 2).sum()) * (1 - 1e-6) <= ours.lost <= float((values[8:] ** 2).sum()) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(70, 50), (50, 2500), (3, 3)])
+def test_all_singular_values_are_those_of_numpy(shape: tuple[int, int]) -> None:
+    change = decaying(shape, 2.0, seed=2)
+    expected = torch.from_numpy(np.linalg.svd(change.double().numpy(), compute_uv=False)).float()
+    torch.testing.assert_close(all_singular_values(change), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_small_changes_survive_half_precision() -> None:
