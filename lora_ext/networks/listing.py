@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,14 @@ def _within(top: Path) -> Iterator[NetworkEntry]:
         for name in sorted(names, key=str.lower):
             stem, suffix = os.path.splitext(name)
             path = Path(root, name)
-            if suffix.lower() not in KNOWN_SUFFIXES or not path.is_file() or _is_part(path):
+            if suffix.lower() not in KNOWN_SUFFIXES or _is_part(path):
                 continue
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError:  # deleted meanwhile, or a link to nowhere
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                continue
             cover = cover_name(stem, there)
             folder = os.path.relpath(root, top)
             yield NetworkEntry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,14 @@ _OWN_SITE = ("same-origin", "none")
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
+class EscapedJSONResponse(JSONResponse):
+    """JSON in ASCII: names of files that are no UTF-8, and halves of UTF-16 pairs, arrive and come back as they are."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 class UserErrorRoute(APIRoute):
     """A route whose `UserError`s are answered as 400 with {"error": …, "problems": […], "fields": {…}}."""
 
@@ -30,7 +39,7 @@ class UserErrorRoute(APIRoute):
             try:
                 return await handle(request)
             except UserError as error:
-                return JSONResponse(error_body(error), status_code=400)
+                return EscapedJSONResponse(error_body(error), status_code=400)
 
         return handle_user_errors
 

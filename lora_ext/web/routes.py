@@ -33,7 +33,7 @@ from lora_ext.web.network_routes import add_network_routes
 from lora_ext.web.pictures import ROUTES, SAMPLE_THUMBNAIL, check_signature, media_type, picture_url, thumbnail
 from lora_ext.web.planning import PlanningDesk, plan_as_json
 from lora_ext.web.preset_routes import add_preset_routes
-from lora_ext.web.requests import UserErrorRoute, refuse_other_sites
+from lora_ext.web.requests import EscapedJSONResponse, UserErrorRoute, refuse_other_sites
 from lora_ext.web.tool_routes import add_tool_routes
 
 _NEVER_STORE = {"Cache-Control": "no-store"}
@@ -70,6 +70,7 @@ def make_router(
     router = APIRouter(
         prefix=f"/{ROUTES}",
         route_class=UserErrorRoute,
+        default_response_class=EscapedJSONResponse,
         dependencies=[Depends(check)],
         tags=["LoRA Workshop"],
     )

@@ -76,3 +76,9 @@ def test_a_deleted_network_is_told(folders: tuple[Path, Path]) -> None:
 )
 def test_lists_of_folders(text: str, expected: list[str]) -> None:
     assert parse_folders(text) == [Path(each).absolute() for each in expected]
+
+
+def test_a_link_to_nowhere_is_none(folders: tuple[Path, Path]) -> None:
+    before = list_networks(folders)
+    (folders[0] / "gone.safetensors").symlink_to(folders[0] / "nothing.safetensors")
+    assert list_networks(folders) == before

@@ -154,3 +154,10 @@ def test_an_unreadable_network_has_a_card_that_says_so(shelf_client: TestClient,
     network.with_suffix(".json").write_text("{broken", encoding="utf-8")
     shown = card(shelf_client, network)
     assert "cat.safetensors cannot be read" in shown and "put it right or delete it" in shown
+
+
+def test_names_that_are_no_unicode_are_answered(shelf_client: TestClient) -> None:
+    odd = b'{"settings": {"cat\\ud800": 1}}'
+    answer = shelf_client.post(f"{API}/plan", content=odd, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "cat\ud800: there is no setting" in answer.json()["error"]
