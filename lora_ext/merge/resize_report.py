@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lora_ext.merge.low_rank_out import bias_words
 from lora_ext.merge.module_spectra import ModuleSpectrum, NetworkSpectrum
 from lora_ext.merge.resized_ranks import Selection
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport
@@ -131,6 +132,7 @@ def _warnings(result: Resized) -> list[str]:
     others = Counter(module.algorithm for module in modules if module.algorithm != "LoRA")
     for algorithm, count in others.items():
         found.append(f"{name}: {count} modules of {algorithm} become LoRA modules")
+    found += [f"{name}: {words}" for words in bias_words([module.extra for module in modules])]
     if result.missing:
         names = ", ".join(result.missing[:_NAMED]) + (", …" if len(result.missing) > _NAMED else "")
         found.append(f"{name}: the checkpoint does not have {len(result.missing)} of its modules, which stay: {names}")

@@ -92,4 +92,4 @@ def selected_by_recipe(
 
 
 def _largest_rank(modules: Sequence[ModuleSpectrum]) -> int:
-    return max((module.rank or len(module.values) for module in modules), default=0)
+    return max((module.rank or min(module.matrix_shape) for module in modules), default=0)
