@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.merge.spectrum import Svd
-from lora_ext.networks.file import NetworkFile, model_hash
+from lora_ext.networks.file import NetworkFile, Precision, cast_tensors, model_hash
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as LENGTHS
 from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX
@@ -27,6 +27,7 @@ _DYNAMIC = "Dynamic"
 PEFTS_OWN = (CONFIG_KEY, "lora_adapter_metadata")
 """Metadata in which peft and diffusers keep the strength that other files have in their tensors."""
 
+_WITH_SCALE = ("lora_up.weight", BIAS_SUFFIX)
 _PLAIN = {"lora_up.weight", "lora_down.weight", "alpha"}
 _BESIDE_FACTORS = LOW_RANK | NORM_SUFFIXES | {BIAS_SUFFIX, LENGTHS, "diff_b"}
 _OF_KINDS = (
@@ -65,6 +66,20 @@ def factor_tensors(svd: Svd, shape: Sequence[int], scale: float = 1.0) -> dict[s
         "lora_up.weight": (svd.left * roots).reshape(shape[0], rank, *[1] * len(kernel)).contiguous(),
         "lora_down.weight": rows.reshape(rank, shape[1], *kernel).contiguous(),
         "alpha": torch.tensor(scale * rank),
+    }
+
+
+def with_stored_alpha(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """A module's tensors with the alpha that its file is going to hold; what rounding takes from it, up has.
+
+    An alpha such as 39.45 is another number in half precision, and would make the whole module stronger or weaker.
+    """
+    alpha = cast_tensors({"alpha": tensors["alpha"]}, precision)["alpha"].float()
+    share = float(tensors["alpha"]) / float(alpha) if alpha else 1.0
+    if share == 1:
+        return dict(tensors)
+    return {name: tensor * share if name in _WITH_SCALE else tensor for name, tensor in tensors.items()} | {
+        "alpha": alpha
     }
 
 

@@ -13,7 +13,14 @@ import torch
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.config.tools.merge_networks import MergeNetworksSettings
 from lora_ext.merge.inputs import BASE_VERSIONS, EITHER_SD, WeightedNetwork, common_base, weighted_networks
-from lora_ext.merge.low_rank_out import Source, bias_words, changed_metadata, kind_metadata, named_tensors
+from lora_ext.merge.low_rank_out import (
+    Source,
+    bias_words,
+    changed_metadata,
+    kind_metadata,
+    named_tensors,
+    with_stored_alpha,
+)
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.merged_modules import MergedModule, approximated, concatenated, has_rank, rank_of, rounding
 from lora_ext.merge.module_sums import ModuleSum, module_sums
@@ -130,7 +137,10 @@ def _merged(plan: _Plan, work: Work) -> list[MergedModule]:
 
 def _content(plan: _Plan, merged: Sequence[MergedModule]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors by name, and the metadata."""
-    modules = {each.key: each.tensors for each in merged}
+    modules = {
+        each.key: each.tensors if each.rank is None else with_stored_alpha(each.tensors, plan.precision)
+        for each in merged
+    }
     return named_tensors(modules), _metadata(plan, modules)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_ext.checkpoint.file_weights import CheckpointFile, open_checkpoint_file
 from lora_ext.config.tools.resize import ResizeSettings
 from lora_ext.merge.inputs import base_of
-from lora_ext.merge.low_rank_out import Source, changed_metadata, kind_metadata, named_tensors
+from lora_ext.merge.low_rank_out import Source, changed_metadata, kind_metadata, named_tensors, with_stored_alpha
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.module_spectra import NetworkSpectrum, multiplied, network_spectrum, resizable
 from lora_ext.merge.ranks import parse_rank_rule
@@ -192,10 +192,9 @@ def _write(
     chosen = [module for module in spectrum.modules if module.key in selection.places]
     for number, module in enumerate(chosen, start=1):
         places = selection.places[module.key]
-        if step is None:
-            modules[module.key] = module.outline(len(places))
-        else:
-            modules[module.key] = module.tensors(places, selection.rescale)
+        made = module.outline(len(places)) if step is None else module.tensors(places, selection.rescale)
+        modules[module.key] = with_stored_alpha(made, precision)
+        if step is not None:
             step(number, len(chosen))
     if not modules:
         raise UserError(

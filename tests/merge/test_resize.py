@@ -16,7 +16,7 @@ from lora_ext.merge.resize import TOOL
 from lora_ext.merge.tools import make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
 from lora_ext.networks.file import NetworkFile, model_hash, precalculate_hashes, read_network, write_network
-from lora_ext.networks.weight_delta import weight_delta
+from lora_ext.networks.weight_delta import module_delta, weight_delta
 from lora_ext.protocols import Cancelled, Control, UserError
 
 ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -116,6 +116,22 @@ def test_rules_keep_one_more_unless_told_otherwise(file: Path, tmp_path: Path, r
         assert rank_of(more.modules[key]) == counted + 1
         assert rank_of(limited.modules[key]) == 2
     assert stated.metadata["ss_training_comment"] == f"Dynamic resize with {name}: {number} from 8; mine"
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("fp16", 1e-4), ("bf16", 8e-4)])
+def test_an_alpha_that_is_rounded_makes_nothing_stronger(precision: str, rounding: float, tmp_path: Path) -> None:
+    """50 / 128 · 101 is 39.45, which is 39.5 in bf16."""
+    before = low_rank((320, 320), rank=128, alpha=50.0)
+    before["lora_up.bias"] = normal(320, seed=3)
+    path = write(tmp_path / "a.safetensors", {ATTENTION: before})
+    resize(path, tmp_path / "out.safetensors", rank=101, precision=precision)
+    after = read_network(tmp_path / "out.safetensors").modules[ATTENTION]
+    for found, wanted in (
+        (weight_delta(after), weight_delta(before)),
+        (module_delta(after).bias, module_delta(before).bias),
+    ):
+        assert found is not None and wanted is not None
+        assert float((found * wanted).sum() / wanted.square().sum()) == pytest.approx(1, abs=rounding)
 
 
 def test_a_rank_above_what_there_is_changes_nothing(file: Path, tmp_path: Path) -> None:
