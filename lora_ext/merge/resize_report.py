@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class Resized:
 
 
 def report_of(results: Sequence[Resized], with_values: bool) -> ToolReport:
-    """The report of one result with all its modules, or of several, each in a line."""
+    """The report of one result with all its modules, or of several, each in a line, with modules named by file."""
     files = [result.written for result in results]
     warnings = [warning for result in results for warning in _warnings(result)]
     details: dict[str, Any] = {"outputs": [_details(result) for result in results]}
@@ -66,7 +66,12 @@ def report_of(results: Sequence[Resized], with_values: bool) -> ToolReport:
             details=details,
         )  # fmt: skip
     facts = {result.written.path.name: _line(result) for result in results}
-    return ToolReport(f"Resize to {len(results)} files", facts, (), warnings, files, details=details)
+    modules = [
+        replace(report, key=f"{result.written.path.name}: {report.key}")
+        for result in results
+        for report in result.modules(with_values=False)
+    ]
+    return ToolReport(f"Resize to {len(results)} files", facts, modules, warnings, files, details=details)
 
 
 def _facts(result: Resized) -> dict[str, str]:
