@@ -142,8 +142,9 @@ def _one(
     fixed = None if recipes or ranks.rule else ranks.limit_of
     present = {key: delta for key, delta in opened.deltas.items() if key not in opened.missing}
     spectrum = network_spectrum(
-        opened.network, opened.file.tensors, present, work.device, portion(0, 0.7), fixed, shapes
-    )
+        opened.network, opened.file.tensors, present, work.device, portion(0, 0.7), fixed, shapes,
+        ranks.suffices if writes and not recipes else None,
+    )  # fmt: skip
     references: dict[str, Reference] = {}
     if checkpoint is not None and any(recipe.needs_checkpoint for recipe in recipes):
         references = references_of(spectrum.modules, checkpoint, recipes, work.device, portion(0.7, 0.9))
