@@ -9,10 +9,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lora_ext.merge.factored import factored_svds, suffices_for
 from lora_ext.merge.low_rank_out import factor_tensors
 from lora_ext.merge.module_sums import ModuleSum, balanced
 from lora_ext.merge.ranks import chosen_rank
-from lora_ext.merge.spectrum import dense_svd, factored_svds
+from lora_ext.merge.spectrum import dense_svd
 from lora_ext.networks.lora import factors_norm
 from lora_ext.networks.weight_delta.module import rows
 
@@ -72,12 +73,12 @@ def approximated(
     done = 0
     for group in _by_size(low):
         pairs = [module.factors(device, even=True) for module in group]
-        for place, found in factored_svds(pairs, device):
+        wanted = [rank_of(module, rank, conv_rank) for module in group]
+        for place, found in factored_svds(pairs, device, suffices_for(wanted.__getitem__)):
             step(done, len(sums))
             done += 1
             module = group[place]
-            wanted = rank_of(module, rank, conv_rank)
-            svd = found.cut(chosen_rank(found.values, None, wanted, len(found.values)))
+            svd = found.cut(chosen_rank(found.values, None, wanted[place], len(found.values)))
             squares = found.values.double().square()
             kept = float(squares[: len(svd.values)].sum())
             tensors = factor_tensors(svd, module.shape) | _bias(module, device)

@@ -9,9 +9,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lora_ext.merge.factored import Suffices, factored_svds
 from lora_ext.merge.layer_shapes import layer_shape
 from lora_ext.merge.low_rank_out import factor_tensors, lengths_column
-from lora_ext.merge.spectrum import Svd, dense_svd, factored_svds
+from lora_ext.merge.spectrum import Svd, dense_svd
 from lora_ext.networks.formats import NetworkModules
 from lora_ext.networks.weight_delta import LowRankFactors, ModuleDelta, module_deltas
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
@@ -117,16 +118,19 @@ def network_spectrum(
     rank_of: Callable[[Sequence[int]], int | None] | None = None,
     weights: Shapes | None = None,
     base: str = "",
+    suffices: Callable[[Sequence[int], Tensor, Tensor], bool] | None = None,
 ) -> NetworkSpectrum:
     """The singular values of `chosen` modules of a file that is read as `network`; it stores `tensors` by name.
 
     `rank_of` tells the only rank that is wanted of a weight's shape, where there is one: that saves work on modules
     without factors. `weights` are the checkpoint's shapes where it is known, `base` says what kind it is of where not.
+    `suffices` tells of a weight's shape, its singular values, and how far they may be off, whether they need not be
+    more exact.
     """
     kept = {key: dict(module) for key, module in network.modules.items() if key not in chosen}
     factored = {key: delta.low_rank for key, delta in chosen.items() if delta.low_rank is not None}
     found: dict[str, ModuleSpectrum] = {}
-    for key, spectrum in _factored(factored, device):
+    for key, spectrum in _factored(factored, device, suffices):
         found[key] = spectrum
         step(len(found), len(chosen))
     for key in (key for key in chosen if key not in factored):
@@ -149,10 +153,20 @@ def _without_lengths(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {suffix: tensor for suffix, tensor in tensors.items() if suffix != DORA}
 
 
-def _factored(factors: Mapping[str, LowRankFactors], device: torch.device) -> Iterable[tuple[str, ModuleSpectrum]]:
+def _factored(
+    factors: Mapping[str, LowRankFactors],
+    device: torch.device,
+    suffices: Callable[[Sequence[int], Tensor, Tensor], bool] | None,
+) -> Iterable[tuple[str, ModuleSpectrum]]:
     keys = list(factors)
     pairs = [(factors[key].up, factors[key].down) for key in keys]
-    for place, svd in factored_svds(pairs, device):
+    by_place: Suffices | None = None
+    if suffices is not None:
+
+        def by_place(place: int, values: Tensor, off: Tensor) -> bool:
+            return suffices(factors[keys[place]].shape, values, off)
+
+    for place, svd in factored_svds(pairs, device, by_place):
         key, parts = keys[place], factors[keys[place]]
         values = svd.values.cpu()
         energy = float(values.square().sum())

@@ -72,6 +72,17 @@ def chosen_rank(values: Tensor, rule: RankRule | None, limit: int | None, length
     return most if rule is None else min(rank_by_rule(values, rule, length), most)
 
 
+def is_decided(values: Tensor, off: Tensor, rule: RankRule) -> bool:
+    """Whether a rule chooses the same rank though each of the values (k,) may be off by as much."""
+    if rule.method == "sv_ratio":
+        threshold = values[0] / rule.parameter
+        return bool(((values - threshold).abs() > off + off[0] / rule.parameter).all())
+    is_sum = rule.method == "sv_cumulative"
+    shares, wanted = (values, rule.parameter) if is_sum else (values.square(), rule.parameter**2)
+    margin = 2 * (off if is_sum else (2 * values + off) * off).sum()
+    return bool(((shares.cumsum(0) - wanted * shares.sum()).abs()[:-1] > margin).all())
+
+
 def _first_reaching(shares: Tensor, wanted: float) -> int:
     """How many of the numbers it takes to reach the wanted share of their sum."""
     reached = shares.cumsum(0) / shares.sum()

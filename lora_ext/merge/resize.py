@@ -143,6 +143,7 @@ def _one(
     spectrum = network_spectrum(
         opened.network, opened.file.tensors, present, work.device, portion(0, 0.7), fixed, shapes,
         base_of(opened.deltas, opened.file.metadata),
+        ranks.suffices if writes and not recipes else None,
     )  # fmt: skip
     references: dict[str, Reference] = {}
     if checkpoint is not None and any(recipe.needs_checkpoint for recipe in recipes):

@@ -1,8 +1,7 @@
-"""Singular values of ΔW: from its factors, without ever making it; from a matrix, whole or the first of them."""
+"""Singular values of matrices: all of them, the first of them, or the largest alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,6 @@ from torch import Tensor
 
 from lora_ext.networks.weight_delta import exact_matmul
 
-_BATCH = 2**22  # numbers of all factors that are decomposed at once
-_MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _PIECE, _LARGE_PIECE = 2**16, 2**24  # numbers
 _OVERSAMPLE = 16
 _MAX_ROUNDS = 40
@@ -31,51 +28,6 @@ class Svd:
     values: Tensor
     right: Tensor
     lost: float = 0.0
-
-
-@dataclass(frozen=True)
-class FactoredSvd:
-    """The singular values (k,) of a product of two factors, in fp64, with what it takes to make the vectors.
-
-    There are as many as the rank of the factors, or as their product can have where that is less.
-    """
-
-    values: Tensor
-    up: Tensor
-    down: Tensor
-    left_mix: Tensor
-    right_mix: Tensor
-
-    def cut(self, rank: int) -> Svd:
-        """The first `rank` singular values with their vectors: the best approximation of that rank."""
-        with exact_matmul():
-            left = self.up.float() @ self.left_mix[:, :rank]
-            right = self.right_mix[:rank] @ self.down.float()
-        lost = float(self.values[rank:].square().sum().sqrt())
-        return Svd(left, self.values[:rank].float(), right, lost)
-
-
-def factored_svd(up: Tensor, down: Tensor) -> FactoredSvd:
-    """The singular values of up (m, r) @ down (r, n), on their device; accurate to 1e-7 of the largest, and better.
-
-    In O((m + n) r² + r³): no matrix of (m, n) is made.
-    """
-    [(_, found)] = factored_svds([(up, down)], up.device)
-    return found
-
-
-@torch.no_grad()
-def factored_svds(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[int, FactoredSvd]]:
-    """(place in the list, `factored_svd`) of many pairs of factors, those of equal shapes together."""
-    by_shape: dict[tuple[torch.Size, torch.Size], list[int]] = {}
-    for place, (up, down) in enumerate(pairs):
-        by_shape.setdefault((up.shape, down.shape), []).append(place)
-    for (up_shape, down_shape), places in by_shape.items():
-        count = max(1, _BATCH // (up_shape.numel() + down_shape.numel()))
-        for start in range(0, len(places), count):
-            chosen = places[start : start + count]
-            batch = [(pairs[place][0].to(device), pairs[place][1].to(device)) for place in chosen]
-            yield from zip(chosen, _decomposed(batch), strict=True)
 
 
 @torch.no_grad()
@@ -123,44 +75,6 @@ def spectral_norm(matrix: Tensor) -> float:
             if float(vector.norm()) <= 1e-7 * largest or (step > 8 and largest - before <= 1e-7 * largest):
                 break
     return float(largest**0.5)
-
-
-def _decomposed(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[FactoredSvd]:
-    """Pairs of equal shapes, (m, r) and (r, n), each by the Gram matrices where down allows it.
-
-    With down·downᵀ = L Lᵀ, the squares of the singular values are the eigenvalues of Lᵀ upᵀup L. In fp64 that is more
-    accurate than any decomposition in fp32, unless the rows of down nearly depend on each other.
-    """
-    ups = torch.stack([up.double() for up, _ in pairs])
-    downs = torch.stack([down.double() for _, down in pairs])
-    lower, failed = torch.linalg.cholesky_ex(downs @ downs.mT)
-    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-    condition = lower.flatten(1).norm(dim=1) * inverse.flatten(1).norm(dim=1)
-    fits = ((failed == 0) & (condition < _MAX_CONDITION)).tolist()  # False too where it is no number
-    inner = lower.mT @ (ups.mT @ ups) @ lower
-    usable = torch.tensor(fits, device=inner.device)[:, None, None]
-    squares, vectors = torch.linalg.eigh(torch.where(usable, inner, identity))
-    values = squares.flip(-1).clamp_min(0).sqrt()
-    vectors = vectors.flip(-1)
-    inverses = torch.where(values > values[:, :1] * 1e-9, 1 / values, 0)
-    left_mixes = (lower @ vectors * inverses[:, None]).float()
-    right_mixes = (vectors.mT @ inverse).float()
-    possible = min(ups.shape[1], downs.shape[2])
-    return [
-        FactoredSvd(values[place, :possible], *pairs[place], left_mixes[place], right_mixes[place])
-        if fit
-        else _by_orthogonal_factors(ups[place], downs[place])
-        for place, fit in enumerate(fits)
-    ]
-
-
-def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
-    """Any pair of factors, (m, r) and (r, n) in fp64: QR of both, and the decomposition of the small product."""
-    left, upper = torch.linalg.qr(up)
-    right, lower = torch.linalg.qr(down.mT)
-    inner_left, values, inner_right = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
-    return FactoredSvd(values, left.float(), right.mT.float(), inner_left.float(), inner_right.float())
 
 
 def _first_values(matrix: Tensor, rank: int) -> Svd:

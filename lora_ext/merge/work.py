@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.networks.file import Precision, write_network
+from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import Control, Progress, UserError
 
 Verdict = Literal["", "healthy", "damaged", "doubtful"]
@@ -158,7 +159,7 @@ def write_result(
     """
     work.control.raise_if_stopping()
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise UserError(
                 f"{name} would have values in {out.name} that are infinite or no numbers: an input is damaged, or "
                 "its numbers are too large; check the inputs (check FILE), and repair them or take others"

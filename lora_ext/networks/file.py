@@ -225,7 +225,7 @@ def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.detach().cpu()
     cast = tensor.detach().to("cpu", _PRECISIONS[precision])
-    if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
+    if cast.dtype != tensor.dtype and not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
         raise UserError(
             f"{name} has values up to {tensor.abs().max().item():.3g}, too large for save_precision = {precision}: "
             "save as bf16 or float"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lora_ext.merge.ranks import RankRule, chosen_rank, parse_rank_rule
+from lora_ext.merge.ranks import RankRule, chosen_rank, is_decided, parse_rank_rule
 from lora_ext.protocols import UserError
 
 VALUES = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0], dtype=torch.float64)
@@ -57,3 +59,29 @@ def test_zeros_keep_rank_1(rule: RankRule | None) -> None:
 def test_what_is_no_rule_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UserError, match=r"allowed is one of sv_ratio=X.*sv_cumulative=X.*sv_fro=X"):
         parse_rank_rule(text)
+
+
+@given(
+    values=st.lists(st.floats(0.01, 10), min_size=3, max_size=12), share=st.floats(0, 0.02),
+    seed=st.integers(0, 1000), text=st.sampled_from(["sv_ratio=5", "sv_cumulative=0.8", "sv_fro=0.9"]),
+)  # fmt: skip
+def test_a_decided_rank_is_the_same_however_far_the_values_are_off(
+    values: list[float], share: float, seed: int, text: str
+) -> None:
+    rule, given_values = parse_rank_rule(text), torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
+    off = share * given_values
+    if not is_decided(given_values, off, rule):
+        return
+    signs = torch.rand(len(values), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    moved = (given_values + signs * off).sort(descending=True).values
+    assert chosen_rank(moved, rule, None, 100) == chosen_rank(given_values, rule, None, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_near"), [("sv_ratio=4.01", True), ("sv_ratio=3", False), ("sv_cumulative=0.876", True),
+                          ("sv_cumulative=0.8", False), ("sv_fro=0.9884", True), ("sv_fro=0.95", False)],
+)  # fmt: skip
+def test_what_is_near_a_rules_border_is_not_decided(text: str, is_near: bool) -> None:
+    """8 / 4 is one of the values, the first three make up 14 of 16, and 84 of 86."""
+    assert is_decided(VALUES, torch.full_like(VALUES, 0.01), parse_rank_rule(text)) != is_near
+    assert is_decided(VALUES, torch.zeros_like(VALUES), parse_rank_rule(text))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_ext.merge.spectrum import Svd, dense_svd, factored_svd, factored_svds, spectral_norm
+from lora_ext.merge.factored import factored_svd, factored_svds, suffices_for
+from lora_ext.merge.spectrum import Svd, dense_svd, spectral_norm
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -122,3 +123,46 @@ def test_the_spectral_norm_is_the_largest_singular_value(shape: tuple[int, int])
     matrix = normal(*shape)
     assert spectral_norm(matrix) == pytest.approx(float(torch.linalg.matrix_norm(matrix.double(), 2)), rel=1e-5)
     assert spectral_norm(torch.zeros(shape)) == 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@example(rows=8, columns=15, rank=3, seed=1, last=1e-5, is_mixed=True)  # the last value becomes zero in fp32
+@given(
+    rows=st.integers(8, 200), columns=st.integers(8, 200), rank=st.integers(1, 24), seed=st.integers(0, 1000),
+    last=st.floats(1e-5, 1.0), is_mixed=st.booleans(),
+)  # fmt: skip
+def test_in_few_digits_values_are_as_near_as_is_told(
+    rows: int, columns: int, rank: int, seed: int, last: float, is_mixed: bool
+) -> None:
+    up = normal(rows, rank, seed=seed) * last ** (torch.arange(rank) / rank)
+    if is_mixed:
+        up = up @ torch.linalg.qr(normal(rank, rank, seed=seed + 2))[0]
+    down = normal(rank, columns, seed=seed + 1)
+    told = {}
+
+    def suffices(place: int, values: Tensor, off: Tensor) -> bool:
+        told[place] = values, off
+        return True
+
+    list(factored_svds([(up, down)], torch.device("cpu"), suffices))
+    for values, off in told.values():
+        assert bool(((values - exact_values(up, down)[: len(values)]).abs() <= off).all())
+
+
+@pytest.mark.parametrize(("kept", "is_exact"), [(1, False), (16, True)])
+def test_what_few_digits_do_not_suffice_for_is_decomposed_again(kept: int, is_exact: bool) -> None:
+    up, down = normal(64, 16) * 1e-4 ** (torch.arange(16) / 15), normal(16, 48, seed=1)
+    wanted = exact_values(up, down)[:16]
+    [(_, found)] = factored_svds([(up, down)], torch.device("cpu"), suffices_for(lambda place: kept))
+    torch.testing.assert_close(found.values[:kept], wanted[:kept], rtol=1e-4, atol=0)
+    assert torch.equal(found.values, factored_svd(up, down).values) == is_exact
+    exact = product(factored_svd(up, down).cut(kept))
+    assert float((product(found.cut(kept)) - exact).norm()) < 1e-5 * float(exact.norm())
+
+
+def test_numbers_whose_squares_are_too_large_for_fp32_are_decomposed_in_fp64() -> None:
+    generator = torch.Generator().manual_seed(7)
+    up, down = 1e20 * torch.randn(12, 3, generator=generator), torch.randn(3, 10, generator=generator)
+    [(_, found)] = factored_svds([(up, down)], up.device, suffices_for(lambda place: 2))
+    wanted = torch.linalg.svdvals(up.double() @ down.double())[:3]
+    torch.testing.assert_close(found.values, wanted, rtol=1e-7, atol=0.0)

@@ -60,11 +60,12 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
     for suffix, tensor in tensors.items():
         if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
             raise damaged(f"{suffix} is of the type {tensor.dtype}, which holds no weights")
-        if tensor.is_floating_point() and not _is_finite(tensor):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise damaged(f"{suffix} has values that are not numbers (nan or infinity)")
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers."""
     wide = tensor.float() if tensor.element_size() == 1 else tensor
     if math.isfinite(
         wide.sum(dtype=torch.float32)
