@@ -23,6 +23,7 @@ Suffices = Callable[[int, Tensor, Tensor], bool]
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
+_LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
 _PIECE = 2048  # rows of which the products are summed in fp32
 _UNIT = 8e-7
 """What fp32 does to the squares of the singular values, as a share of the bound of ‖up‖²‖down‖²: twice the most that
@@ -95,7 +96,7 @@ def _decomposed(
 ) -> Iterator[tuple[int, FactoredSvd]]:
     """Pairs of equal shapes: in fp32 where that suffices, in fp64 where down allows it, by orthogonal factors else."""
     left = list(range(len(pairs)))
-    if suffices is not None:
+    if suffices is not None and len(pairs[0][1]) >= _LEAST_RANK:
         found = _by_gram_matrices(pairs, torch.float32)
         left = []
         for number, (place, each) in enumerate(zip(places, found, strict=True)):

@@ -160,9 +160,21 @@ def test_what_few_digits_do_not_suffice_for_is_decomposed_again(kept: int, is_ex
     assert float((product(found.cut(kept)) - exact).norm()) < 1e-5 * float(exact.norm())
 
 
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(2600, 32, 2), (2600, 2600, 2), (1280, 320, 8), (1280, 640, 32)])
+def test_few_ranks_of_many_rows_are_as_near_as_is_told(rows: int, columns: int, rank: int) -> None:
+    up, down = (normal(rows, rank) + 2 * normal(rows, 1, seed=2)).half().float(), normal(rank, columns, seed=1)
+
+    def suffices(place: int, values: Tensor, off: Tensor) -> bool:
+        assert bool(((values - exact).abs() <= off).all())
+        return True
+
+    exact = factored_svd(up, down).values
+    list(factored_svds([(up, down)], torch.device("cpu"), suffices))
+
+
 def test_numbers_whose_squares_are_too_large_for_fp32_are_decomposed_in_fp64() -> None:
     generator = torch.Generator().manual_seed(7)
-    up, down = 1e20 * torch.randn(12, 3, generator=generator), torch.randn(3, 10, generator=generator)
+    up, down = 1e20 * torch.randn(24, 16, generator=generator), torch.randn(16, 20, generator=generator)
     [(_, found)] = factored_svds([(up, down)], up.device, suffices_for(lambda place: 2))
-    wanted = torch.linalg.svdvals(up.double() @ down.double())[:3]
+    wanted = torch.linalg.svdvals(up.double() @ down.double())[:16]
     torch.testing.assert_close(found.values, wanted, rtol=1e-7, atol=0.0)
