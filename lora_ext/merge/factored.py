@@ -139,7 +139,8 @@ def _by_gram_matrices(
     vectors = vectors.flip(-1)
     unit = _UNIT if dtype == torch.float32 else 0.0
     squares_off = unit * (_largest(up_gram) * _largest(down_gram)).double()[:, None]
-    off = values - (values.square() - squares_off).clamp_min(0).sqrt()
+    below = values - (values.square() - squares_off).clamp_min(0).sqrt()
+    off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
     possible = min(ups.shape[1], downs.shape[2])
     return [
         (
