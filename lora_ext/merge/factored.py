@@ -24,6 +24,7 @@ _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
 _LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
+_MOST_OFF = 1e-3  # less than a tenth of it is usual
 _PIECE = 2048  # rows of which the products are summed in fp32
 _UNIT = 8e-7
 """What fp32 does to the squares of the singular values, as a share of the bound of ‖up‖²‖down‖²: twice the most that
@@ -81,14 +82,24 @@ def factored_svds(
                 yield from _decomposed(chosen, batch, suffices)
 
 
+def cut_is_exact(values: Tensor, off: Tensor, rank: int) -> bool:
+    """Whether the first `rank` singular values (k,) and the product that they make are good to 1e-3, at the worst.
+
+    Each value may be `off`. Vectors turn towards those that are cut off by that over the distance to their values.
+    """
+    last = values[rank - 1]
+    if not off[rank - 1] <= _MOST_OFF * last:
+        return False
+    if rank == len(values):
+        return True
+    squares_off = off[rank - 1] * (2 * last - off[rank - 1])
+    turned = squares_off * last / (last.square() - values[rank].square())
+    return bool(turned <= _MOST_OFF * values[:rank].norm())
+
+
 def suffices_for(rank_of: Callable[[int], int]) -> Suffices:
-    """Exact enough for the first `rank_of(place)` singular values, to 1e-4 of each, and for their product."""
-
-    def suffices(place: int, values: Tensor, off: Tensor) -> bool:
-        last = min(rank_of(place), len(values)) - 1
-        return bool(off[last] <= 1e-4 * values[last])
-
-    return suffices
+    """Exact enough for the first `rank_of(place)` singular values and their product."""
+    return lambda place, values, off: cut_is_exact(values, off, min(rank_of(place), len(values)))
 
 
 def _decomposed(
@@ -130,8 +141,8 @@ def _by_gram_matrices(
     vectors = vectors.flip(-1)
     unit = _UNIT if dtype == torch.float32 else 0.0
     squares_off = unit * (_largest(up_gram) * _largest(down_gram)).double()[:, None]
-    least, most = ((values.square() + off).clamp_min(0).sqrt() for off in (-squares_off, squares_off))
-    off = torch.maximum(values - least, most - values)  # the latter where a small value has become zero
+    below = values - (values.square() - squares_off).clamp_min(0).sqrt()
+    off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
     possible = min(ups.shape[1], downs.shape[2])
     return [
         (

@@ -9,14 +9,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lora_ext.merge.factored import cut_is_exact
 from lora_ext.merge.module_spectra import ModuleSpectrum
 from lora_ext.merge.ranks import RankRule, chosen_rank, is_decided, rank_by_rule
 from lora_ext.merge.recipes import Recipe, Reference, Scored, scores_of, threshold_of
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
 from lora_ext.protocols import UserError
-
-_MOST_OFF = 1e-3
-"""How far the last singular value that is kept may be off, as a share of itself."""
 
 _ZERO = 1e-6
 """A module whose largest singular value is less is empty to a recipe."""
@@ -42,7 +40,7 @@ class Ranks:
         may_differ = self.rule is not None and (limit is None or rank_by_rule(values, self.rule, length) <= limit)
         if self.rule is not None and may_differ and not is_decided(values, off, self.rule):
             return False
-        return bool(off[rank - 1] <= _MOST_OFF * values[rank - 1])
+        return cut_is_exact(values, off, rank)
 
 
 @dataclass(frozen=True)
