@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,68 +11,35 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_ext.checkpoint.file_weights import open_checkpoint_file
 from lora_ext.merge.resize import TOOL
 from lora_ext.merge.tools import make_settings, tool_named
-from lora_ext.merge.work import ToolReport, Work
-from lora_ext.networks.file import NetworkFile, model_hash, precalculate_hashes, read_network, write_network
+from lora_ext.merge.work import Work
+from lora_ext.networks.file import model_hash, precalculate_hashes, read_network, write_network
 from lora_ext.networks.weight_delta import module_delta, weight_delta
 from lora_ext.protocols import Cancelled, Control, UserError
-
-ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
-POINTWISE = "lora_unet_down_blocks_0_attentions_0_proj_in"
-KERNEL = "lora_unet_down_blocks_0_resnets_0_conv1"
-NORM = "lora_unet_down_blocks_0_resnets_0_norm1"
-SHAPES: dict[str, tuple[int, ...]] = {
-    ATTENTION: (32, 32), TEXT: (64, 32), POINTWISE: (32, 32, 1, 1), KERNEL: (32, 32, 3, 3)
-}  # fmt: skip
-"""As in the tiny SD1 checkpoint."""
-
-Modules = Mapping[str, Mapping[str, Tensor]]
-
-
-def normal(*shape: int, seed: int = 0, size: float = 0.1) -> Tensor:
-    return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def low_rank(shape: tuple[int, ...], rank: int = 8, alpha: float = 4.0, seed: int = 0) -> dict[str, Tensor]:
-    ones = (1,) * (len(shape) - 2)
-    return {
-        "lora_up.weight": (normal(shape[0], rank, seed=seed) * 0.7 ** torch.arange(rank)).reshape(
-            shape[0], rank, *ones
-        ),
-        "lora_down.weight": normal(rank, *shape[1:], seed=seed + 1),
-        "alpha": torch.tensor(alpha),
-    }
-
-
-def network(rank: int = 8) -> dict[str, dict[str, Tensor]]:
-    return {key: low_rank(shape, rank, seed=10 * n) for n, (key, shape) in enumerate(SHAPES.items())}
-
-
-def write(path: Path, modules: Modules, metadata: Mapping[str, str] | None = None, **more: Tensor) -> Path:
-    tensors = {f"{key}.{suffix}": tensor for key, module in modules.items() for suffix, tensor in module.items()}
-    write_network(path, tensors | more, metadata or {}, "float")
-    return path
-
-
-def resize(path: Path | str, out: Path, work: Work | None = None, **values: Any) -> ToolReport:
-    return TOOL.run(make_settings(TOOL, {"files": str(path), "out": str(out), **values}), work or Work())
-
-
-def rank_of(module: Mapping[str, Tensor]) -> int:
-    return int(module["lora_down.weight"].shape[0])
-
-
-def best(matrix: Tensor, rank: int) -> Tensor:
-    """By torch's dense decomposition."""
-    left, values, right = torch.linalg.svd(matrix.flatten(1).double(), full_matrices=False)
-    return ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(matrix.shape)
-
-
-def assert_near(found: Tensor, wanted: Tensor, relative: float = 1e-5) -> None:
-    assert float((found.double() - wanted.double()).norm()) <= relative * float(wanted.double().norm())
+from tests.merge.resizing import (
+    ATTENTION,
+    KERNEL,
+    NORM,
+    POINTWISE,
+    SHAPES,
+    TEXT,
+    assert_near,
+    best,
+    dora,
+    dora_by_input,
+    full,
+    loha,
+    lokr,
+    low_rank,
+    network,
+    normal,
+    rank_of,
+    resize,
+    sparse,
+    tucker,
+    write,
+)
 
 
 @pytest.fixture
@@ -180,57 +147,6 @@ def test_a_preview_tells_what_a_run_writes_and_writes_nothing(file: Path, tmp_pa
         wanted = torch.linalg.svdvals(weight_delta(read_network(file).modules[module.key]).flatten(1))
         assert module.singular_values is not None
         torch.testing.assert_close(module.singular_values, wanted[:8], rtol=1e-4, atol=1e-6)
-
-
-def loha(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    columns = shape[1:].numel() if isinstance(shape, torch.Size) else int(torch.tensor(shape[1:]).prod())
-    parts = {
-        "hada_w1_a": (shape[0], 2),
-        "hada_w1_b": (2, columns),
-        "hada_w2_a": (shape[0], 2),
-        "hada_w2_b": (2, columns),
-    }
-    return {name: normal(*each, seed=n, size=0.5) for n, (name, each) in enumerate(parts.items())} | {
-        "alpha": torch.tensor(1.0)
-    }
-
-
-def lokr(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return {
-        "lokr_w1": normal(4, 4),
-        "lokr_w2_a": normal(shape[0] // 4, 2, seed=1),
-        "lokr_w2_b": normal(2, shape[1] // 4, *shape[2:], seed=2),
-        "alpha": torch.tensor(1.0),
-    }
-
-
-def full(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return {"diff": normal(*shape), "diff_b": normal(shape[0], seed=1)}
-
-
-def tucker(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return {
-        "lora_up.weight": normal(shape[0], 4, 1, 1),
-        "lora_mid.weight": normal(4, 4, *shape[2:], seed=1),
-        "lora_down.weight": normal(4, shape[1], 1, 1, seed=2),
-        "alpha": torch.tensor(2.0),
-    }
-
-
-def sparse(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return low_rank(shape, 4) | {
-        "bias_indices": torch.tensor([[0, 5], [3, 7]]),
-        "bias_values": torch.tensor([0.5, -0.5]),
-        "bias_size": torch.tensor(shape),
-    }
-
-
-def dora(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return low_rank(shape) | {"dora_scale": 1 + normal(shape[0], *[1] * (len(shape) - 1), seed=3)}
-
-
-def dora_by_input(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return lokr(shape) | {"dora_scale": 1 + normal(1, shape[1], *[1] * (len(shape) - 2), seed=3)}
 
 
 ALGORITHMS: list[tuple[Callable[[tuple[int, ...]], dict[str, Tensor]], str]] = [
@@ -423,108 +339,3 @@ def test_stopping_leaves_nothing_behind(file: Path, tmp_path: Path) -> None:
 
 def test_the_tool_is_registered() -> None:
     assert tool_named("resize") is TOOL
-
-
-# Recipes, against dense decompositions.
-
-
-@pytest.fixture
-def weights(tiny_checkpoint_path: Path) -> dict[str, Tensor]:
-    return {key: value.float() for key, value in open_checkpoint_file(tiny_checkpoint_path).values(set(SHAPES))}
-
-
-def by_recipe(file: Path, checkpoint: Path, recipe: str) -> tuple[NetworkFile, ToolReport]:
-    out = file.with_name("out.safetensors")
-    report = resize(file, out, recipe=recipe, checkpoint=str(checkpoint), overwrite=True)
-    return read_network(out), report
-
-
-@pytest.mark.parametrize("name", ["fro_ckpt", "spn_ckpt", "fro_lora", "spn_lora", "subspace"])
-def test_a_threshold_keeps_what_is_large_beside_the_reference(
-    name: str, file: Path, tiny_checkpoint_path: Path, weights: dict[str, Tensor]
-) -> None:
-    threshold = {"fro_ckpt": -1.6, "spn_ckpt": -0.6, "fro_lora": -0.5, "spn_lora": -0.5, "subspace": 0.0}[name]
-    found, report = by_recipe(file, tiny_checkpoint_path, f"{name}=1,thr={threshold}")
-    for key, module in read_network(file).modules.items():
-        whole, weight = weight_delta(module).flatten(1).double(), weights[key].flatten(1).double()
-        left, values, right = (part.double() for part in torch.linalg.svd(whole, full_matrices=False))
-        left, values, right = left[:, :8], values[:8], right[:8]
-        reference = {
-            "fro_ckpt": weight.norm(),
-            "spn_ckpt": torch.linalg.matrix_norm(weight, 2),
-            "fro_lora": whole.norm(),
-            "spn_lora": values[0],
-            "subspace": (left.T @ weight @ right.T).diagonal().abs(),
-        }[name]
-        kept = values / reference >= 10**threshold
-        told = next(each for each in report.modules if each.key == key)
-        assert told.rank_after == int(kept.sum())
-        wanted = (left[:, kept] * values[kept]) @ right[kept]
-        if kept.any():
-            assert_near(weight_delta(found.modules[key]).flatten(1), wanted, 1e-4)
-        else:
-            assert key not in found.modules
-    assert {0} < {each.rank_after for each in report.modules} or name.endswith("lora") or name == "subspace"
-
-
-def test_a_size_is_reached_by_the_last_value(tmp_path: Path, tiny_checkpoint_path: Path) -> None:
-    path = write(tmp_path / "a.safetensors", network(rank=24))
-    size = 20 * 1024
-    found, report = by_recipe(path, tiny_checkpoint_path, f"fro_ckpt=1,size={size / 2**20}")
-    ranks = {key: rank_of(module) for key, module in found.modules.items()}
-    cost = {key: 4 * (shape[0] + int(torch.tensor(shape[1:]).prod())) for key, shape in SHAPES.items()}
-    used = sum(rank * cost[key] for key, rank in ranks.items())
-    assert size <= used < size + max(cost.values())
-    assert len(set(ranks.values())) > 1
-    assert "Threshold" in report.facts
-
-
-def test_rescale_multiplies_the_network(tmp_path: Path, tiny_checkpoint_path: Path) -> None:
-    modules = network()
-    modules[ATTENTION]["lora_up.bias"] = normal(32, seed=2)
-    path = write(tmp_path / "a.safetensors", modules)
-    found, _ = by_recipe(path, tiny_checkpoint_path, "spn_lora=1,thr=-9,rescale=0.5")
-    for key, module in read_network(path).modules.items():
-        assert_near(weight_delta(found.modules[key]), 0.5 * weight_delta(module))
-    assert_near(found.modules[ATTENTION]["lora_up.bias"], 0.5 * modules[ATTENTION]["lora_up.bias"])
-    missing = ATTENTION.replace("down_blocks_0", "down_blocks_7")
-    for stays in (low_rank((32, 32)), loha((32, 32)), lokr((32, 32)), full((32, 32)), sparse((32, 32))):
-        staying = {missing: stays, NORM: {"w_norm": normal(32), "b_norm": normal(32, seed=1)}}
-        found, _ = by_recipe(write(path, modules | staying), tiny_checkpoint_path, "fro_ckpt=1,thr=-9,rescale=0.5")
-        assert_near(weight_delta(found.modules[missing]), 0.5 * weight_delta(stays))
-        assert_near(found.modules[NORM]["b_norm"], 0.5 * staying[NORM]["b_norm"])
-    with_lengths = write(tmp_path / "dora.safetensors", {ATTENTION: dora(SHAPES[ATTENTION])})
-    with pytest.raises(UserError, match="DoRA, which cannot be multiplied"):
-        by_recipe(with_lengths, tiny_checkpoint_path, "spn_lora=1,thr=-9,rescale=0.5")
-
-
-def test_a_threshold_above_everything_is_refused(file: Path, tiny_checkpoint_path: Path) -> None:
-    with pytest.raises(UserError, match="the file would be empty: give a lower thr"):
-        by_recipe(file, tiny_checkpoint_path, "fro_ckpt=1,thr=3")
-
-
-@pytest.mark.parametrize("score", ["fro_ckpt", "spn_ckpt", "subspace"])
-def test_inpainting_is_compared_with_in_the_channels_that_others_have(
-    score: str, tmp_path: Path, tiny_kind_path: Callable[[str], Path]
-) -> None:
-    first = "lora_unet_conv_in"
-    path = write(tmp_path / "a.safetensors", {first: low_rank((32, 4, 3, 3))})
-    found, _ = by_recipe(path, tiny_kind_path("sd1-inpainting"), f"{score}=1,thr=-9")
-    assert rank_of(found.modules[first]) == 8
-
-
-def test_modules_that_the_checkpoint_lacks_stay(tmp_path: Path, tiny_checkpoint_path: Path) -> None:
-    other = ATTENTION.replace("down_blocks_0", "down_blocks_7")
-    path = write(tmp_path / "a.safetensors", network() | {other: low_rank((32, 32))})
-    found, report = by_recipe(path, tiny_checkpoint_path, "fro_ckpt=1,thr=-1")
-    assert rank_of(found.modules[other]) == 8
-    assert any("down_blocks_7" in warning for warning in report.warnings)
-
-
-def test_another_base_is_refused(tmp_path: Path, tiny_kind_path: Callable[[str], Path]) -> None:
-    path = write(tmp_path / "a.safetensors", network())
-    with pytest.raises(UserError, match=r"a.safetensors: .*none of its modules"):
-        by_recipe(path, tiny_kind_path("sdxl"), "fro_ckpt=1,thr=-1")
-    wide = write(tmp_path / "b.safetensors", {ATTENTION: low_rank((40, 40))})
-    with pytest.raises(UserError, match=r"b.safetensors: it was made for another kind of checkpoint"):
-        by_recipe(wide, tiny_kind_path("sd1"), "fro_ckpt=1,thr=-1")
