@@ -24,11 +24,12 @@ _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
 _LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
-_MOST_OFF = 1e-3  # less than a tenth of it is usual
+_MOST_OFF = 5e-4  # less than a tenth of it is usual
 _PIECE = 2048  # rows of which the products are summed in fp32
-_UNIT = 8e-7
-"""What fp32 does to the squares of the singular values, as a share of the bound of ‖up‖²‖down‖²: twice the most that
-was seen of factors of 16 to 192 ranks and 320 to 10,240 rows, graded, mixed, even, and stored in fp16."""
+_UNIT, _UNIT_OF_FEW = 4e-7, 4e-6
+"""What fp32 does to the squares of the singular values of factors of r ranks, as a share of the bound of ‖up‖²‖down‖²:
+the first, and the second over r. Twice the most that was seen of 1 to 192 ranks and 8 to 10,240 rows, graded, mixed,
+even, and stored in fp16; sums of few numbers are less well behaved, and their bound is nearer."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def factored_svds(
 
 
 def cut_is_exact(values: Tensor, off: Tensor, rank: int) -> bool:
-    """Whether the first `rank` singular values (k,) and the product that they make are good to 1e-3, at the worst.
+    """Whether the first `rank` singular values (k,) and the product that they make are good to 5e-4, at the worst.
 
     Each value may be `off`. Vectors turn towards those that are cut off by that over the distance to their values.
     """
@@ -139,7 +140,7 @@ def _by_gram_matrices(
     squares, vectors = torch.linalg.eigh(torch.where(usable, lower.mT @ up_gram @ lower, identity))
     values = squares.double().flip(-1).clamp_min(0).sqrt()
     vectors = vectors.flip(-1)
-    unit = _UNIT if dtype == torch.float32 else 0.0
+    unit = _UNIT + _UNIT_OF_FEW / len(identity) if dtype == torch.float32 else 0.0
     squares_off = unit * (_largest(up_gram) * _largest(down_gram)).double()[:, None]
     below = values - (values.square() - squares_off).clamp_min(0).sqrt()
     off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
