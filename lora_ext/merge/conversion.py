@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import Tensor
 
+from lora_ext.merge.layer_shapes import layer_shape
+from lora_ext.merge.low_rank_out import lengths_column
 from lora_ext.networks.formats import NetworkModules
 from lora_ext.networks.formats.diffusers_words import diffusers_path
 from lora_ext.networks.formats.names import PEFT_LENGTHS
 from lora_ext.networks.weight_delta import ModuleDelta, module_delta, module_deltas
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as LENGTHS
 from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX
+from lora_ext.networks.weight_delta.products import unused
 from lora_ext.protocols import UserError
 
 _EMBEDDING = "bundle_emb."
-_PROJECTIONS = ("_proj_in", "_proj_out")
 _NAMED = 3
 _WITH_ALPHA = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 
@@ -30,6 +31,17 @@ class Converted:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     rounded: int = 0
     filled: int = 0
+
+
+def as_stored(tensors: Mapping[str, Tensor], network: NetworkModules) -> Converted:
+    """The tensors by the names that they have."""
+    places = network.places
+    return Converted(
+        {
+            name: _meaningful(places[name][1], tensor, network.modules[places[name][0]]) if name in places else tensor
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def to_sd_scripts(network: NetworkModules) -> Converted:
@@ -45,7 +57,9 @@ def to_sd_scripts(network: NetworkModules) -> Converted:
     converted = Converted()
     for key, tensors in network.modules.items():
         for suffix, tensor in tensors.items():
-            converted.tensors[f"{key}.{suffix}"] = _column(tensor, tensors) if suffix == LENGTHS else tensor
+            axes = tensors.get("lora_down.weight", tensors.get("diff", torch.empty(1, 1))).ndim
+            meant = lengths_column(tensor, axes) if suffix == LENGTHS else _meaningful(suffix, tensor, tensors)
+            converted.tensors[f"{key}.{suffix}"] = meant
         rank = deltas[key].rank
         if "alpha" not in tensors and rank is not None and any(name in tensors for name in _WITH_ALPHA):
             dtype = next(iter(tensors.values())).dtype
@@ -96,7 +110,7 @@ def _unscaled(key: str, tensors: Mapping[str, Tensor], base: str) -> tuple[Tenso
     """(up, down, whether both are exact) with scale 1, in the shapes of the layer's factors; fp32 where not exact."""
     factors = module_delta({name: tensor for name, tensor in tensors.items() if name != LENGTHS}).low_rank
     assert factors is not None
-    shape = _layer_shape(key, factors.shape, base)
+    shape = layer_shape(key, factors.shape, base)
     scaled = factors.up.float() * factors.scale
     dtype = tensors["lora_up.weight"].dtype
     is_exact = torch.equal(scaled.to(dtype).float(), scaled) and factors.down.dtype == dtype
@@ -106,23 +120,9 @@ def _unscaled(key: str, tensors: Mapping[str, Tensor], base: str) -> tuple[Tenso
     return up.reshape(shape[0], rank, *[1] * len(kernel)), down.reshape(rank, *shape[1:]), is_exact
 
 
-def _layer_shape(key: str, shape: tuple[int, ...], base: str) -> tuple[int, ...]:
-    """(out, in) of a linear layer, (out, in, kh, kw) of a convolution, as diffusers has them in this base."""
-    if prod(shape[2:]) != 1:
-        return shape
-    if key.endswith(("_conv_shortcut", "_skip_connection")):
-        return (*shape[:2], 1, 1)
-    if key.endswith(_PROJECTIONS) and not key.startswith("lora_te"):
-        return (*shape[:2], 1, 1) if base == "SD1" else shape[:2] if base in ("SD2", "SDXL") else shape
-    return shape[:2]
-
-
-def _column(lengths: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """peft's (out,) as LyCORIS stores it: (out, 1) or (out, 1, 1, 1)."""
-    if lengths.ndim != 1:
-        return lengths
-    down = tensors.get("lora_down.weight")
-    return lengths.reshape(-1, *[1] * ((2 if down is None else down.ndim) - 1))
+def _meaningful(suffix: str, tensor: Tensor, module: Mapping[str, Tensor]) -> Tensor:
+    """A tensor as it is; the alpha that means nothing, which no half precision may hold, becomes 1."""
+    return torch.ones_like(tensor) if suffix in unused(module) else tensor
 
 
 def _refuse_unknown(network: NetworkModules) -> None:

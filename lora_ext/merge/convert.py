@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from lora_ext.config.tools.convert import ConvertSettings
-from lora_ext.merge.conversion import Converted, to_diffusers, to_sd_scripts
+from lora_ext.merge.conversion import Converted, as_stored, to_diffusers, to_sd_scripts
 from lora_ext.merge.inputs import BASE_VERSIONS, base_of
-from lora_ext.merge.low_rank_out import Source, changed_metadata
+from lora_ext.merge.low_rank_out import PEFTS_OWN, Source, changed_metadata
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import (
@@ -23,13 +23,10 @@ from lora_ext.merge.work import (
     precision_of,
     write_result,
 )
-from lora_ext.networks.file import NetworkFile, Precision, read_network
+from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY
 from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.protocols import UserError
-
-_BYTES = {"float": 4, "fp16": 2, "bf16": 2}
-_PEFTS_OWN = (CONFIG_KEY, "lora_adapter_metadata")
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class _Plan:
 
     @property
     def size(self) -> int:
-        """How many bytes the tensors take."""
-        return sum(tensor.numel() for tensor in self.converted.tensors.values()) * _BYTES[self.precision]
+        """How many bytes the file takes."""
+        return network_size(self.converted.tensors, _metadata(self), self.precision)
 
 
 def run(settings: ConvertSettings, work: Work) -> ToolReport:
@@ -96,7 +93,7 @@ def _plan(settings: ConvertSettings, work: Work) -> _Plan:
 def _converted(file: NetworkFile, to: str) -> tuple[str, Converted]:
     """(what it is for, the tensors in the wanted words); UserError naming the file for what cannot be said in them."""
     if to == AS_STORED:
-        return "", Converted(dict(file.tensors))
+        return "", as_stored(file.tensors, file.network)
     try:
         base = base_of(module_deltas(file.modules), file.metadata)
         return base, to_sd_scripts(file.network) if to == "sd-scripts" else to_diffusers(file.network, base)
@@ -108,7 +105,7 @@ def _metadata(plan: _Plan) -> dict[str, str]:
     is_diffusers = plan.settings.to == "diffusers"
     said = {key: value for key, value in plan.file.metadata.items() if key != CONFIG_KEY}
     if plan.settings.to != AS_STORED:
-        said = {key: value for key, value in said.items() if key not in _PEFTS_OWN}
+        said = {key: value for key, value in said.items() if key not in PEFTS_OWN}
         if plan.base in BASE_VERSIONS:
             said.setdefault("ss_base_model_version", BASE_VERSIONS[plan.base])
             said.setdefault("ss_v2", str(plan.base == "SD2"))

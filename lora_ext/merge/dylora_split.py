@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,19 +11,17 @@ from torch import Tensor
 
 from lora_ext.config.tools.dylora_split import DyloraSplitSettings
 from lora_ext.merge.inputs import left_out_words
-from lora_ext.merge.low_rank_out import Source, changed_metadata, named_tensors
+from lora_ext.merge.low_rank_out import Source, changed_metadata, kind_metadata, named_tensors, network_arguments
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
-from lora_ext.networks.file import NetworkFile, Precision, read_network
+from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
 from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.protocols import UserError
 
 _SD_SCRIPTS = "networks.dylora"
 _UNITS = ("unit", "block_size")  # sd-scripts' word, LyCORIS' word
-_OF_DYLORA = (*_UNITS, "algo")
 _PLAIN = {"lora_up.weight", "lora_down.weight", "alpha"}
-_BYTES = {"float": 4, "fp16": 2, "bf16": 2}
 
 Modules = Mapping[str, Mapping[str, Tensor]]
 
@@ -50,9 +47,9 @@ class _Plan:
         return first_ranks(self.file.modules, rank, self.as_trained)
 
     def size(self, rank: int) -> int:
-        """How many bytes its tensors take."""
-        numbers = (tensor.numel() for tensors in self.modules(rank).values() for tensor in tensors.values())
-        return sum(numbers) * _BYTES[self.precision]
+        """How many bytes its file takes."""
+        modules = self.modules(rank)
+        return network_size(named_tensors(modules), _metadata(self, modules, rank, self.outputs[rank]), self.precision)
 
 
 def first_ranks(modules: Modules, rank: int, as_trained: bool = False) -> dict[str, dict[str, Tensor]]:
@@ -173,20 +170,12 @@ def _listed(text: str, full: int) -> list[int]:
 
 def _trained_unit(metadata: Mapping[str, str]) -> int | None:
     """What the network's arguments say, None where they say nothing that is a unit."""
-    arguments = _arguments(metadata)
+    arguments = network_arguments(metadata)
     for name in _UNITS:
         value = str(arguments.get(name, ""))
         if value.isdecimal() and int(value) > 0:
             return int(value)
     return None
-
-
-def _arguments(metadata: Mapping[str, str]) -> dict[str, object]:
-    try:
-        found = json.loads(metadata.get("ss_network_args", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _output(out: str, source: Path, rank: int) -> Path:
@@ -199,12 +188,8 @@ def _output(out: str, source: Path, rank: int) -> Path:
 
 def _metadata(plan: _Plan, modules: Modules, rank: int, path: Path) -> dict[str, str]:
     """As it was, but for a plain LoRA of this rank."""
-    said = dict(plan.file.metadata)
-    arguments = {name: value for name, value in _arguments(said).items() if name not in _OF_DYLORA}
-    if "ss_network_module" in said:
-        said |= {"ss_network_module": "networks.lora", "ss_network_args": json.dumps(arguments)}
     what = f"split from DyLoRA, rank {plan.full_rank} to {rank}"
-    return changed_metadata(said, modules, what, [Source.of(plan.file)], path)
+    return changed_metadata(kind_metadata(plan.file.metadata, modules), modules, what, [Source.of(plan.file)], path)
 
 
 def _report(plan: _Plan, files: Sequence[OutputFile]) -> ToolReport:

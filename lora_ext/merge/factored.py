@@ -23,6 +23,7 @@ Suffices = Callable[[int, Tensor, Tensor], bool]
 _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
+_LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
 _MOST_OFF = 5e-4  # less than a tenth of it is usual
 _PIECE = 2048  # rows of which the products are summed in fp32
 _UNIT, _UNIT_OF_FEW = 4e-7, 4e-6
@@ -107,7 +108,7 @@ def _decomposed(
 ) -> Iterator[tuple[int, FactoredSvd]]:
     """Pairs of equal shapes: in fp32 where that suffices, in fp64 where down allows it, by orthogonal factors else."""
     left = list(range(len(pairs)))
-    if suffices is not None:
+    if suffices is not None and len(pairs[0][1]) >= _LEAST_RANK:
         found = _by_gram_matrices(pairs, torch.float32)
         left = []
         for number, (place, each) in enumerate(zip(places, found, strict=True)):
@@ -133,7 +134,8 @@ def _by_gram_matrices(
     up_gram, down_gram = _gram(ups), _gram(downs.mT)
     lower, failed = torch.linalg.cholesky_ex(down_gram)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-    fits = ((failed == 0) & _is_independent(lower, identity)).tolist()
+    has_numbers = up_gram.flatten(1).isfinite().all(1)
+    fits = ((failed == 0) & has_numbers & _is_independent(lower, identity)).tolist()
     usable = torch.tensor(fits, device=lower.device)[:, None, None]
     squares, vectors = torch.linalg.eigh(torch.where(usable, lower.mT @ up_gram @ lower, identity))
     values = squares.double().flip(-1).clamp_min(0).sqrt()

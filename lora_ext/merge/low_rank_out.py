@@ -1,4 +1,4 @@
-"""Low-rank modules as sd-scripts' tensors, and what a changed file says of itself: ranks, what was done, from what."""
+"""Low-rank modules as sd-scripts' tensors; what a changed file says of itself: kind, ranks, what was done, sources."""
 
 from __future__ import annotations
 
@@ -13,12 +13,29 @@ import torch
 from torch import Tensor
 
 from lora_ext.merge.spectrum import Svd
-from lora_ext.networks.file import NetworkFile, model_hash
+from lora_ext.networks.file import NetworkFile, Precision, cast_tensors, model_hash
+from lora_ext.networks.formats.adapter_config import CONFIG_KEY
+from lora_ext.networks.weight_delta.decomposed import SUFFIX as LENGTHS
+from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX
+from lora_ext.networks.weight_delta.low_rank import SUFFIXES as LOW_RANK
+from lora_ext.networks.weight_delta.whole import FULL_SUFFIXES, NORM_SUFFIXES
 
 SOURCES = "lw_sources"
 """Metadata: the files that a file was made from, as JSON: their names, hashes, weights, and their own sources."""
 
 _DYNAMIC = "Dynamic"
+PEFTS_OWN = (CONFIG_KEY, "lora_adapter_metadata")
+"""Metadata in which peft and diffusers keep the strength that other files have in their tensors."""
+
+_WITH_SCALE = ("lora_up.weight", BIAS_SUFFIX)
+_PLAIN = {"lora_up.weight", "lora_down.weight", "alpha"}
+_BESIDE_FACTORS = LOW_RANK | NORM_SUFFIXES | {BIAS_SUFFIX, LENGTHS, "diff_b"}
+_OF_KINDS = (
+    "algo", "factor", "unit", "block_size", "full_matrix", "decompose_both", "unbalanced_factorization", "use_tucker",
+    "use_cp", "use_scalar", "constraint", "constrain", "rescaled", "bypass_mode", "rs_lora",
+)  # fmt: skip
+"""A network's arguments that say what kind it is, and how that kind is made."""
+
 _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail")
 
 
@@ -52,9 +69,57 @@ def factor_tensors(svd: Svd, shape: Sequence[int], scale: float = 1.0) -> dict[s
     }
 
 
+def with_stored_alpha(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """A module's tensors with the alpha that its file is going to hold; what rounding takes from it, up has.
+
+    An alpha such as 39.45 is another number in half precision, and would make the whole module stronger or weaker.
+    """
+    alpha = cast_tensors({"alpha": tensors["alpha"]}, precision)["alpha"].float()
+    share = float(tensors["alpha"]) / float(alpha) if alpha else 1.0
+    if share == 1:
+        return dict(tensors)
+    return {name: tensor * share if name in _WITH_SCALE else tensor for name, tensor in tensors.items()} | {
+        "alpha": alpha
+    }
+
+
 def named_tensors(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors by their names in a file, from those by module key and suffix."""
     return {f"{key}.{suffix}": tensor for key, tensors in modules.items() for suffix, tensor in tensors.items()}
+
+
+def bias_words(modules: Iterable[Mapping[str, Tensor]]) -> list[str]:
+    """What becomes of biases beside factors, in words; nothing where there are none."""
+    count = sum(BIAS_SUFFIX in tensors for tensors in modules)
+    if not count:
+        return []
+    return [
+        f"{count} modules change a bias too, which stands beside the factors as peft has it ({BIAS_SUFFIX}): it takes "
+        "effect here, and other programs leave it out"
+    ]
+
+
+def lengths_column(lengths: Tensor, axes: int) -> Tensor:
+    """DoRA's lengths by output as LyCORIS stores them, (out, 1, …) of as many axes as the weight; peft has (out,)."""
+    return lengths.reshape(-1, *[1] * (axes - 1)) if lengths.ndim == 1 else lengths
+
+
+def kind_metadata(metadata: Mapping[str, str], modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """What a file said of itself, its kind being that of modules that are not stored as they were.
+
+    Plain LoRA is sd-scripts' own network, all others are LyCORIS'. What peft keeps outside of tensors is taken out.
+    """
+    changed = {key: value for key, value in metadata.items() if key not in PEFTS_OWN}
+    arguments = {name: value for name, value in network_arguments(metadata).items() if name not in _OF_KINDS}
+    suffixes = {suffix for tensors in modules.values() for suffix in tensors}
+    changed["ss_network_module"] = "networks.lora" if suffixes <= _PLAIN else "lycoris.kohya"
+    if not suffixes <= _PLAIN and suffixes <= _BESIDE_FACTORS:
+        arguments["algo"] = "locon"
+    elif suffixes <= FULL_SUFFIXES | NORM_SUFFIXES:
+        arguments["algo"] = "full"
+    if arguments or "ss_network_args" in changed:
+        changed["ss_network_args"] = json.dumps(arguments)
+    return changed
 
 
 def changed_metadata(
@@ -91,7 +156,7 @@ def _ranks(metadata: Mapping[str, str], modules: Mapping[str, Mapping[str, Tenso
         (kernels if is_kernel else layers).add((len(down), round(alpha, 6)))
     dims, alphas = _joined(layers or kernels)
     values = {"ss_network_dim": dims, "ss_network_alpha": alphas} if layers or kernels else {}
-    arguments = _arguments(metadata)
+    arguments = network_arguments(metadata)
     if kernels:
         conv_dims, conv_alphas = _joined(kernels)
         arguments |= {"conv_dim": conv_dims, "conv_alpha": conv_alphas}
@@ -109,8 +174,8 @@ def _joined(found: set[tuple[int, float]]) -> tuple[str, str]:
     )
 
 
-def _arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The network's arguments; none where there are none that can be read."""
+def network_arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments that a network was made with; none where there are none that can be read."""
     try:
         found = json.loads(metadata.get("ss_network_args", "{}"))
     except ValueError:

@@ -13,13 +13,20 @@ import torch
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.config.tools.merge_networks import MergeNetworksSettings
 from lora_ext.merge.inputs import BASE_VERSIONS, EITHER_SD, WeightedNetwork, common_base, weighted_networks
-from lora_ext.merge.low_rank_out import Source, changed_metadata, named_tensors
+from lora_ext.merge.low_rank_out import (
+    Source,
+    bias_words,
+    changed_metadata,
+    kind_metadata,
+    named_tensors,
+    with_stored_alpha,
+)
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.merged_modules import MergedModule, approximated, concatenated, has_rank, rank_of, rounding
 from lora_ext.merge.module_sums import ModuleSum, module_sums
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport, Work, check_output, precision_of, write_result
-from lora_ext.networks.file import Precision
+from lora_ext.networks.file import Precision, network_size
 from lora_ext.protocols import UserError
 
 _SHARED = (
@@ -66,16 +73,15 @@ def run(settings: MergeNetworksSettings, work: Work) -> ToolReport:
     """Merge and write; the report says what was lost, where something was."""
     plan = _plan(settings, work)
     merged = _merged(plan, work)
-    modules = {each.key: each.tensors for each in merged}
-    metadata = _metadata(plan, modules)
-    written = write_result(plan.out, named_tensors(modules), metadata, plan.precision, work)
-    return _report(plan, merged, written)
+    tensors, metadata = _content(plan, merged)
+    return _report(plan, merged, write_result(plan.out, tensors, metadata, plan.precision, work))
 
 
 def preview(settings: MergeNetworksSettings, work: Work) -> ToolReport:
     """The same without writing."""
     plan = _plan(settings, work)
-    return _report(plan, _merged(plan, work), OutputFile(plan.out, plan.size))
+    merged = _merged(plan, work)
+    return _report(plan, merged, OutputFile(plan.out, network_size(*_content(plan, merged), plan.precision)))
 
 
 TOOL = Tool(
@@ -129,6 +135,15 @@ def _merged(plan: _Plan, work: Work) -> list[MergedModule]:
     return list(approximated(plan.sums, settings.rank, settings.conv_rank, work.device, work.step))
 
 
+def _content(plan: _Plan, merged: Sequence[MergedModule]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors by name, and the metadata."""
+    modules = {
+        each.key: each.tensors if each.rank is None else with_stored_alpha(each.tensors, plan.precision)
+        for each in merged
+    }
+    return named_tensors(modules), _metadata(plan, modules)
+
+
 def _metadata(plan: _Plan, modules: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, str]:
     """Of one network all that it said; of several what holds for all of them, and which they were."""
     first = plan.networks[0].file.metadata
@@ -137,8 +152,7 @@ def _metadata(plan: _Plan, modules: Mapping[str, Mapping[str, torch.Tensor]]) ->
     if plan.base in BASE_VERSIONS:
         shared.setdefault("ss_base_model_version", BASE_VERSIONS[plan.base])
         shared.setdefault("ss_v2", str(plan.base == "SD2"))
-    is_plain = all(set(tensors) == {"lora_up.weight", "lora_down.weight", "alpha"} for tensors in modules.values())
-    shared["ss_network_module"] = "networks.lora" if is_plain else "lycoris.kohya"
+    shared = kind_metadata(shared, modules)
     if len(plan.networks) > 1 and "modelspec.architecture" in shared:
         shared |= {"modelspec.title": plan.out.stem, "modelspec.merged_from": names}
     weighted = ", ".join(_weighted(each) for each in plan.networks)
@@ -179,6 +193,7 @@ def _report(plan: _Plan, merged: Sequence[MergedModule], written: OutputFile) ->
 
 def _warnings(plan: _Plan, merged: Sequence[MergedModule], share: float) -> list[str]:
     warnings = [words for network in plan.networks for words in network.left_out()]
+    warnings += bias_words([each.tensors for each in merged])
     whole = [each for each in merged if each.is_whole]
     if whole:
         size = sum(tensor.numel() for each in whole for tensor in each.tensors.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -11,21 +10,23 @@ import torch
 from torch import Tensor
 
 from lora_ext.merge.factored import Suffices, factored_svds
-from lora_ext.merge.low_rank_out import factor_tensors
+from lora_ext.merge.layer_shapes import layer_shape
+from lora_ext.merge.low_rank_out import factor_tensors, lengths_column
 from lora_ext.merge.spectrum import Svd, dense_svd
 from lora_ext.networks.formats import NetworkModules
 from lora_ext.networks.weight_delta import LowRankFactors, ModuleDelta, module_deltas
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
+from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX as _BIAS
 from lora_ext.protocols import UserError
 
 Shapes = Mapping[str, Sequence[int]]
 """Module key → shape of the weight in a checkpoint."""
 
-_BIAS = "lora_up.bias"
-_KERNEL_3 = re.compile(
-    r"_(conv1|conv2|conv_in|conv_out|(?:down|up)samplers_\d+_conv|in_layers_2|out_layers_3|input_blocks_0_0|out_2|op)$"
-    r"|_output_blocks_\d+_[12]_conv$"
-)
+
+_PROPORTIONAL = (
+    "lora_up.weight", _BIAS, "bias_values", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "diff_b", "w_norm", "b_norm"
+)  # fmt: skip
+"""The tensors to multiply where a change that stays is multiplied: one of each product."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,15 @@ def network_spectrum(
     step: Callable[[int, int], None],
     rank_of: Callable[[Sequence[int]], int | None] | None = None,
     weights: Shapes | None = None,
+    base: str = "",
     suffices: Callable[[Sequence[int], Tensor, Tensor], bool] | None = None,
 ) -> NetworkSpectrum:
     """The singular values of `chosen` modules of a file that is read as `network`; it stores `tensors` by name.
 
     `rank_of` tells the only rank that is wanted of a weight's shape, where there is one: that saves work on modules
-    without factors. `weights` are the checkpoint's shapes, where it is known. `suffices` tells of a weight's shape, its
-    singular values, and how far they may be off, whether they need not be more exact.
+    without factors. `weights` are the checkpoint's shapes where it is known, `base` says what kind it is of where not.
+    `suffices` tells of a weight's shape, its singular values, and how far they may be off, whether they need not be
+    more exact.
     """
     kept = {key: dict(module) for key, module in network.modules.items() if key not in chosen}
     factored = {key: delta.low_rank for key, delta in chosen.items() if delta.low_rank is not None}
@@ -131,10 +134,19 @@ def network_spectrum(
         found[key] = spectrum
         step(len(found), len(chosen))
     for key in (key for key in chosen if key not in factored):
-        found[key] = _dense(key, chosen[key], device, rank_of, weights or {})
+        found[key] = _dense(key, chosen[key], device, rank_of, weights or {}, base)
         step(len(found), len(chosen))
     modules = [_with_extra(found[key], chosen[key], network.modules[key]) for key in chosen]
     return NetworkSpectrum(modules, kept, _others(network, tensors))
+
+
+def multiplied(key: str, tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The tensors of a module whose change is `factor` times theirs; UserError for DoRA, which has no such."""
+    if factor == 1:
+        return tensors
+    if DORA in tensors:
+        raise UserError(f"{key} is a DoRA, which cannot be multiplied; leave rescale out")
+    return {name: tensor.float() * factor if name in _PROPORTIONAL else tensor for name, tensor in tensors.items()}
 
 
 def _without_lengths(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,10 +179,11 @@ def _dense(
     device: torch.device,
     rank_of: Callable[[Sequence[int]], int | None] | None,
     weights: Shapes,
+    base: str,
 ) -> ModuleSpectrum:
     """ΔW is made, and again for the vectors: they would fill the memory until all ranks are chosen."""
     flat = delta.shape_for(())
-    shape = _kernel_shape(key, flat, weights.get(key))
+    shape = _shape(key, flat, weights.get(key), base)
     matrix = flat[0], prod(flat[1:])
 
     def made() -> Tensor:
@@ -195,21 +208,16 @@ def _first(svd: Svd, rank: int) -> Svd:
     return Svd(svd.left[:, :rank], svd.values[:rank], svd.right[:rank])
 
 
-def _kernel_shape(key: str, flat: tuple[int, ...], weight: Sequence[int] | None) -> tuple[int, ...]:
-    """The weight's shape: LyCORIS stores some convolutions as (out, in·kh·kw), and their kernel nowhere.
-
-    Without a checkpoint to ask, the layer's name tells it.
-    """
+def _shape(key: str, flat: tuple[int, ...], weight: Sequence[int] | None, base: str) -> tuple[int, ...]:
+    """The weight's shape: the checkpoint's where it is there, or else by the layer's name."""
     if weight is not None and prod(weight) == prod(flat):
         return tuple(weight)
-    if len(flat) == 2 and flat[1] % 9 == 0 and _KERNEL_3.search(key):
-        return (flat[0], flat[1] // 9, 3, 3)
-    return flat
+    return layer_shape(key, flat, base)
 
 
 def _with_extra(spectrum: ModuleSpectrum, delta: ModuleDelta, tensors: Mapping[str, Tensor]) -> ModuleSpectrum:
     """With the tensors that stand beside factors. The scale stays, so that a LoRA's bias does too."""
-    extra = {DORA: tensors[DORA]} if DORA in tensors else {}
+    extra = {DORA: lengths_column(tensors[DORA], len(spectrum.shape))} if DORA in tensors else {}
     if delta.bias is not None:
         extra[_BIAS] = tensors.get(_BIAS, delta.bias)
     return replace(spectrum, extra=extra)

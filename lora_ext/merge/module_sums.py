@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +12,10 @@ from torch import Tensor
 
 from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.merge.inputs import WeightedNetwork
+from lora_ext.merge.layer_shapes import layer_shape
 from lora_ext.networks.weight_delta import ModuleDelta, exact_matmul
 from lora_ext.protocols import UserError
 
-_KERNEL = re.compile(r"_(conv|conv1|conv2|op|conv_in|conv_out|in_layers_2|out_layers_3|input_blocks_0_0|out_2)$")
-_POINT = re.compile(r"_(conv_shortcut|skip_connection)$")
-_PROJECTION = re.compile(r"_proj_(in|out)$")
 _MOST_STEPS = 60  # powers of two
 
 
@@ -65,7 +62,7 @@ class ModuleSum:
     def shape(self) -> tuple[int, ...]:
         """The weight's shape: the kernel is taken from the part that tells it, or else from the module's name."""
         shapes = [part.delta.shape_for(()) for part in self.weight_parts]
-        return max(shapes, key=len) if any(len(shape) != 2 for shape in shapes) else self._by_name(shapes[0])
+        return layer_shape(self.key, max(shapes, key=len), self.base)
 
     def factors(self, device: torch.device, even: bool = False) -> tuple[Tensor, Tensor]:
         """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold.
@@ -109,13 +106,6 @@ class ModuleSum:
             if part.delta.bias is not None
         ]
         return torch.stack(changes).sum(0) if changes else None
-
-    def _by_name(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        outputs, inputs = shape
-        if _KERNEL.search(self.key) and inputs % 9 == 0:
-            return (outputs, inputs // 9, 3, 3)
-        is_point = _POINT.search(self.key) or (_PROJECTION.search(self.key) and self.base == "SD1")
-        return (outputs, inputs, 1, 1) if is_point else shape
 
 
 def module_sums(

@@ -26,7 +26,8 @@ def references_of(
     by_key = {module.key: module for module in modules}
     found: dict[str, Reference] = {}
     for key, weight in checkpoint.values(set(by_key)):
-        matrix = weight.to(device, torch.float32).reshape(weight.shape[0], -1)
+        same = weight[:, : by_key[key].shape[1]]  # of inpainting's first convolution the channels that others have
+        matrix = same.to(device, torch.float32).reshape(len(weight), -1)
         reference = Reference(frobenius=float(matrix.norm()))
         if "spn_ckpt" in wanted:
             reference = Reference(reference.frobenius, spectral_norm(matrix))

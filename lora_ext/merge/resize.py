@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from lora_ext.checkpoint.file_weights import CheckpointFile, open_checkpoint_file
 from lora_ext.config.tools.resize import ResizeSettings
-from lora_ext.merge.low_rank_out import Source, changed_metadata, named_tensors
+from lora_ext.merge.inputs import base_of
+from lora_ext.merge.low_rank_out import Source, changed_metadata, kind_metadata, named_tensors, with_stored_alpha
 from lora_ext.merge.memory import check_memory
-from lora_ext.merge.module_spectra import NetworkSpectrum, network_spectrum, resizable
+from lora_ext.merge.module_spectra import NetworkSpectrum, multiplied, network_spectrum, resizable
 from lora_ext.merge.ranks import parse_rank_rule
 from lora_ext.merge.recipes import Recipe, Reference, parse_recipes
 from lora_ext.merge.references import references_of
@@ -143,6 +142,7 @@ def _one(
     present = {key: delta for key, delta in opened.deltas.items() if key not in opened.missing}
     spectrum = network_spectrum(
         opened.network, opened.file.tensors, present, work.device, portion(0, 0.7), fixed, shapes,
+        base_of(opened.deltas, opened.file.metadata),
         ranks.suffices if writes and not recipes else None,
     )  # fmt: skip
     references: dict[str, Reference] = {}
@@ -189,16 +189,21 @@ def _write(
     step: Callable[[int, int], None] | None,
 ) -> OutputFile:
     """Write the chosen singular values; with no `step` only tell how large the file would be."""
-    modules: dict[str, dict[str, Tensor]] = dict(spectrum.kept)
+    modules = {key: multiplied(key, tensors, selection.rescale) for key, tensors in spectrum.kept.items()}
     chosen = [module for module in spectrum.modules if module.key in selection.places]
     for number, module in enumerate(chosen, start=1):
         places = selection.places[module.key]
-        if step is None:
-            modules[module.key] = module.outline(len(places))
-        else:
-            modules[module.key] = module.tensors(places, selection.rescale)
+        made = module.outline(len(places)) if step is None else module.tensors(places, selection.rescale)
+        modules[module.key] = with_stored_alpha(made, precision)
+        if step is not None:
             step(number, len(chosen))
-    metadata = changed_metadata(opened.file.metadata, modules, selection.what, [Source.of(opened.file)], out)
+    if not modules:
+        raise UserError(
+            f"{opened.file.path.name}: nothing in it reaches the recipe's threshold, so that the file would be empty: "
+            "give a lower thr, or a larger size"
+        )
+    said = kind_metadata(opened.file.metadata, modules)
+    metadata = changed_metadata(said, modules, selection.what, [Source.of(opened.file)], out)
     tensors = spectrum.others | named_tensors(modules)
     if step is None:
         return OutputFile(out, network_size(tensors, metadata, precision))

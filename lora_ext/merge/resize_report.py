@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from lora_ext.merge.low_rank_out import bias_words
 from lora_ext.merge.module_spectra import ModuleSpectrum, NetworkSpectrum
 from lora_ext.merge.resized_ranks import Selection
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport
@@ -54,7 +55,7 @@ class Resized:
 
 
 def report_of(results: Sequence[Resized], with_values: bool) -> ToolReport:
-    """The report of one result with all its modules, or of several, each in a line."""
+    """The report of one result with all its modules, or of several, each in a line, with modules named by file."""
     files = [result.written for result in results]
     warnings = [warning for result in results for warning in _warnings(result)]
     details: dict[str, Any] = {"outputs": [_details(result) for result in results]}
@@ -65,7 +66,12 @@ def report_of(results: Sequence[Resized], with_values: bool) -> ToolReport:
             details=details,
         )  # fmt: skip
     facts = {result.written.path.name: _line(result) for result in results}
-    return ToolReport(f"Resize to {len(results)} files", facts, (), warnings, files, details=details)
+    modules = [
+        replace(report, key=f"{result.written.path.name}: {report.key}")
+        for result in results
+        for report in result.modules(with_values=False)
+    ]
+    return ToolReport(f"Resize to {len(results)} files", facts, modules, warnings, files, details=details)
 
 
 def _facts(result: Resized) -> dict[str, str]:
@@ -131,6 +137,7 @@ def _warnings(result: Resized) -> list[str]:
     others = Counter(module.algorithm for module in modules if module.algorithm != "LoRA")
     for algorithm, count in others.items():
         found.append(f"{name}: {count} modules of {algorithm} become LoRA modules")
+    found += [f"{name}: {words}" for words in bias_words([module.extra for module in modules])]
     if result.missing:
         names = ", ".join(result.missing[:_NAMED]) + (", …" if len(result.missing) > _NAMED else "")
         found.append(f"{name}: the checkpoint does not have {len(result.missing)} of its modules, which stay: {names}")

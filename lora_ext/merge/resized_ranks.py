@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_ext.merge.factored import cut_is_exact
 from lora_ext.merge.module_spectra import ModuleSpectrum
-from lora_ext.merge.ranks import RankRule, chosen_rank, is_decided
+from lora_ext.merge.ranks import RankRule, chosen_rank, is_decided, rank_by_rule
 from lora_ext.merge.recipes import Recipe, Reference, Scored, scores_of, threshold_of
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
 from lora_ext.protocols import UserError
@@ -35,8 +35,10 @@ class Ranks:
     def suffices(self, shape: Sequence[int], values: Tensor, off: Tensor) -> bool:
         """Whether singular values that may be `off` by as much do for choosing a weight's rank, and for making it."""
         limit = self.limit_of(shape)
-        rank = chosen_rank(values, self.rule, limit, min(shape[0], prod(shape[1:])))
-        if self.rule is not None and (limit is None or rank < limit) and not is_decided(values, off, self.rule):
+        length = min(shape[0], prod(shape[1:]))
+        rank = chosen_rank(values, self.rule, limit, length)
+        may_differ = self.rule is not None and (limit is None or rank_by_rule(values, self.rule, length) <= limit)
+        if self.rule is not None and may_differ and not is_decided(values, off, self.rule):
             return False
         return cut_is_exact(values, off, rank)
 
@@ -102,4 +104,4 @@ def selected_by_recipe(
 
 
 def _largest_rank(modules: Sequence[ModuleSpectrum]) -> int:
-    return max((module.rank or len(module.values) for module in modules), default=0)
+    return max((module.rank or min(module.matrix_shape) for module in modules), default=0)

@@ -45,7 +45,7 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = smaller if rank is None else min(rank, smaller)
     lost = float(values[kept:].double().square().sum().sqrt())
-    return Svd(left[:, :kept], values[:kept], right[:kept], lost)
+    return Svd(left[:, :kept].clone(), values[:kept].clone(), right[:kept].clone(), lost)  # views keep all of it
 
 
 def squared_norm(values: Tensor) -> float:

@@ -228,6 +228,18 @@ def test_precision_alone_keeps_the_names_and_the_modules(tmp_path: Path) -> None
     assert report.warnings == []
 
 
+@pytest.mark.parametrize(("to", "precision"), [("as stored", "fp16"), ("sd-scripts", "fp16"), ("sd-scripts", "bf16")])
+@pytest.mark.parametrize("alpha", [1e10, torch.inf])
+def test_an_alpha_that_means_nothing_is_in_nobodys_way(tmp_path: Path, to: str, precision: str, alpha: float) -> None:
+    """LyCORIS gives a LoKr of two whole weights its enormous rank as alpha, infinity in fp16, and does not use it."""
+    tensors = {"lokr_w1": random(4, 4, seed=1), "lokr_w2": random(6, 5, seed=2), "alpha": torch.tensor(alpha)}
+    source = written(tmp_path / "a.safetensors", {QUERY: tensors})
+    convert(source, tmp_path / "b.safetensors", to=to, precision=precision)
+    found = read_network(tmp_path / "b.safetensors").modules
+    torch.testing.assert_close(delta(found, QUERY), delta({QUERY: tensors}, QUERY), rtol=2e-2, atol=2e-2)
+    assert torch.isfinite(found[QUERY]["alpha"])
+
+
 def test_rounding_once_more_is_told(tmp_path: Path) -> None:
     halves = {key: {name: tensor.half() for name, tensor in tensors.items()} for key, tensors in NETWORK.items()}
     halves[QUERY]["alpha"] = torch.tensor(1.0).half()  # rank 2: a half, which is exact
@@ -301,4 +313,5 @@ def test_nothing_to_do_and_previews(tmp_path: Path) -> None:
         convert(source, source, to="diffusers", overwrite=True)
     seen = convert(source, tmp_path / "b.safetensors", to="diffusers", preview=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-    assert seen.facts == convert(source, tmp_path / "b.safetensors", to="diffusers").facts
+    done = convert(source, tmp_path / "b.safetensors", to="diffusers")
+    assert (seen.facts, seen.files) == (done.facts, done.files)

@@ -155,7 +155,7 @@ def test_kinds_without_factors_are_added_too(tmp_path: Path, method: str) -> Non
     else:
         assert set(found[KERNEL]) == {"lora_up.weight", "lora_down.weight", "alpha"}
         assert found[KERNEL]["lora_down.weight"].shape[1:] == (12, 3, 3)
-        assert report.warnings == []
+        assert [line.partition(",")[0] for line in report.warnings] == ["1 modules change a bias too"]
 
 
 @pytest.mark.parametrize(("rank", "conv_rank"), [(3, None), (5, 2), (1, 1)])
@@ -204,6 +204,21 @@ def test_one_network_is_scaled_and_keeps_what_it_says(tmp_path: Path) -> None:
     assert relative(delta(found.modules, KERNEL), -0.5 * delta(FIRST, KERNEL)) < 1e-6
     assert found.metadata["ss_tag_frequency"] == '{"x": {"cat": 1}}'
     assert found.metadata["ss_network_dim"] == "Dynamic"
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "arguments"),
+    [("svd", "networks.lora", {"dropout": "0.1"}), ("concat", "lycoris.kohya", {"dropout": "0.1", "algo": "full"})],
+)
+def test_one_network_of_another_kind_says_what_kind_it_has_become(
+    tmp_path: Path, method: str, module: str, arguments: dict[str, str]
+) -> None:
+    said = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha", "dropout": "0.1"}'}
+    written(tmp_path, "a", {QUERY: loha(SHAPES[QUERY], 2, 40)}, said)
+    merge(tmp_path, "a:0.5", method=method)
+    metadata = read_network(tmp_path / "out.safetensors").metadata
+    assert metadata["ss_network_module"] == module
+    assert json.loads(metadata["ss_network_args"]) == arguments
 
 
 def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
@@ -288,6 +303,8 @@ def test_preview_writes_nothing_and_tells_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
     done = merge(tmp_path, "a:1", "b:1", method="svd", rank=2)
     assert seen.facts == done.facts
+    assert seen.files == done.files
+    assert done.files[0].size == (tmp_path / "out.safetensors").stat().st_size
     ranks = {each.key: (each.rank_before, each.rank_after) for each in done.modules}
     assert ranks == {QUERY: (10, 2), PROJECTION: (5, 2), KERNEL: (6, 2), TEXT: (2, 2)}
     values = next(each.singular_values for each in done.modules if each.key == QUERY)

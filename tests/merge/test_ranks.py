@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ext.merge.ranks import RankRule, chosen_rank, is_decided, parse_rank_rule
+from lora_ext.merge.resized_ranks import Ranks
 from lora_ext.protocols import UserError
 
 VALUES = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0], dtype=torch.float64)
@@ -59,6 +60,15 @@ def test_zeros_keep_rank_1(rule: RankRule | None) -> None:
 def test_what_is_no_rule_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UserError, match=r"allowed is one of sv_ratio=X.*sv_cumulative=X.*sv_fro=X"):
         parse_rank_rule(text)
+
+
+def test_a_rule_at_its_limit_is_not_decided_either() -> None:
+    """4 / 2 is so near the second value that it may be one less than the limit."""
+    values = torch.tensor([4.0, 2.0000001, 0.1, 0.01], dtype=torch.float64)
+    off, rule = torch.full((4,), 1e-6, dtype=torch.float64), parse_rank_rule("sv_ratio=2")
+    assert not Ranks(rule, 3, 3).suffices((10, 10), values, off)
+    assert Ranks(rule, 2, 2).suffices((10, 10), values, off)
+    assert not Ranks(rule, None, None).suffices((10, 10), values, off)
 
 
 @given(

@@ -16,7 +16,7 @@ from lora_ext.merge.resize import TOOL
 from lora_ext.merge.tools import make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
 from lora_ext.networks.file import NetworkFile, model_hash, precalculate_hashes, read_network, write_network
-from lora_ext.networks.weight_delta import weight_delta
+from lora_ext.networks.weight_delta import module_delta, weight_delta
 from lora_ext.protocols import Cancelled, Control, UserError
 
 ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -116,6 +116,22 @@ def test_rules_keep_one_more_unless_told_otherwise(file: Path, tmp_path: Path, r
         assert rank_of(more.modules[key]) == counted + 1
         assert rank_of(limited.modules[key]) == 2
     assert stated.metadata["ss_training_comment"] == f"Dynamic resize with {name}: {number} from 8; mine"
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("fp16", 1e-4), ("bf16", 8e-4)])
+def test_an_alpha_that_is_rounded_makes_nothing_stronger(precision: str, rounding: float, tmp_path: Path) -> None:
+    """50 / 128 · 101 is 39.45, which is 39.5 in bf16."""
+    before = low_rank((320, 320), rank=128, alpha=50.0)
+    before["lora_up.bias"] = normal(320, seed=3)
+    path = write(tmp_path / "a.safetensors", {ATTENTION: before})
+    resize(path, tmp_path / "out.safetensors", rank=101, precision=precision)
+    after = read_network(tmp_path / "out.safetensors").modules[ATTENTION]
+    for found, wanted in (
+        (weight_delta(after), weight_delta(before)),
+        (module_delta(after).bias, module_delta(before).bias),
+    ):
+        assert found is not None and wanted is not None
+        assert float((found * wanted).sum() / wanted.square().sum()) == pytest.approx(1, abs=rounding)
 
 
 def test_a_rank_above_what_there_is_changes_nothing(file: Path, tmp_path: Path) -> None:
@@ -264,6 +280,56 @@ def test_what_has_no_rank_stays_as_it_is(tmp_path: Path) -> None:
     assert any("something.else" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize(
+    ("make", "said", "module", "arguments"),
+    [
+        (loha, {"algo": "loha", "dropout": "0.1"}, "networks.lora", {"dropout": "0.1"}),
+        (dora, {"algo": "locon", "factor": "4"}, "lycoris.kohya", {"algo": "locon"}),
+        (low_rank, {"unit": "4"}, "networks.lora", {}),
+    ],
+)
+def test_the_file_says_what_kind_it_has_become(
+    make: Callable[[tuple[int, ...]], dict[str, Tensor]],
+    said: dict[str, str],
+    module: str,
+    arguments: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    metadata = {"ss_network_module": "other.module", "ss_network_args": json.dumps(said)}
+    path = write(tmp_path / "a.safetensors", {TEXT: make(SHAPES[TEXT])}, metadata)
+    resize(path, tmp_path / "out.safetensors", rank=2)
+    found = read_network(tmp_path / "out.safetensors").metadata
+    assert found["ss_network_module"] == module
+    assert json.loads(found["ss_network_args"]) == arguments
+
+
+def test_pefts_dora_gets_lycoris_lengths_and_leaves_pefts_metadata_behind(tmp_path: Path) -> None:
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {
+        f"{module}.lora_A.weight": normal(8, 32),
+        f"{module}.lora_B.weight": normal(32, 8, seed=1),
+        f"{module}.lora_magnitude_vector": 1 + normal(32, seed=2),
+    }
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 8, "unet.lora_alpha": 4})}
+    write_network(tmp_path / "a.safetensors", tensors, metadata, "float")
+    resize(tmp_path / "a.safetensors", tmp_path / "out.safetensors", rank=8)
+    before, after = (read_network(tmp_path / name) for name in ("a.safetensors", "out.safetensors"))
+    assert after.tensors[f"{ATTENTION}.dora_scale"].shape == (32, 1)
+    assert "lora_adapter_metadata" not in after.metadata
+    base = normal(32, 32, seed=5)
+    assert_near(weight_delta(after.modules[ATTENTION], base), weight_delta(before.modules[ATTENTION], base))
+
+
+@pytest.mark.parametrize(("width", "axes"), [(768, 4), (1024, 2)])
+def test_projections_become_what_they_are_in_their_base(width: int, axes: int, tmp_path: Path) -> None:
+    """LyCORIS stores a LoHa of a 1×1 convolution, as SD1 has them, and of a linear layer, SD2's, alike."""
+    context = ATTENTION.replace("attn1_to_q", "attn2_to_k")
+    path = write(tmp_path / "a.safetensors", {POINTWISE: loha((32, 32)), context: low_rank((32, width))})
+    resize(path, tmp_path / "out.safetensors", rank=4)
+    after = read_network(tmp_path / "out.safetensors").modules[POINTWISE]
+    assert after["lora_down.weight"].ndim == after["lora_up.weight"].ndim == axes
+
+
 def test_zeros_get_rank_1_and_stay_zero(tmp_path: Path) -> None:
     modules = network()
     modules[TEXT]["lora_up.weight"].zero_()
@@ -326,6 +392,9 @@ def test_several_networks_and_recipes_go_into_a_folder(file: Path, tmp_path: Pat
     other = write(tmp_path / "other.safetensors", {TEXT: low_rank(SHAPES[TEXT])})
     report = resize(f"{file}\n{other}\n", tmp_path / "small", rank=2)
     assert [each.path.name for each in report.files] == ["style.safetensors", "other.safetensors"]
+    named = [f"style.safetensors: {key}" for key in SHAPES] + [f"other.safetensors: {TEXT}"]
+    assert sorted(each.key for each in report.modules) == sorted(named)
+    assert {each.rank_after for each in report.modules} == {2}
     report = resize(file, tmp_path / "small", recipe="spn_lora,thr=-0.5:spn_lora,thr=-1")
     names = ["style_spn_lora_thr-0.5.safetensors", "style_spn_lora_thr-1.safetensors"]
     assert [each.path.name for each in report.files] == names
@@ -418,9 +487,30 @@ def test_rescale_multiplies_the_network(tmp_path: Path, tiny_checkpoint_path: Pa
     for key, module in read_network(path).modules.items():
         assert_near(weight_delta(found.modules[key]), 0.5 * weight_delta(module))
     assert_near(found.modules[ATTENTION]["lora_up.bias"], 0.5 * modules[ATTENTION]["lora_up.bias"])
+    missing = ATTENTION.replace("down_blocks_0", "down_blocks_7")
+    for stays in (low_rank((32, 32)), loha((32, 32)), lokr((32, 32)), full((32, 32)), sparse((32, 32))):
+        staying = {missing: stays, NORM: {"w_norm": normal(32), "b_norm": normal(32, seed=1)}}
+        found, _ = by_recipe(write(path, modules | staying), tiny_checkpoint_path, "fro_ckpt=1,thr=-9,rescale=0.5")
+        assert_near(weight_delta(found.modules[missing]), 0.5 * weight_delta(stays))
+        assert_near(found.modules[NORM]["b_norm"], 0.5 * staying[NORM]["b_norm"])
     with_lengths = write(tmp_path / "dora.safetensors", {ATTENTION: dora(SHAPES[ATTENTION])})
     with pytest.raises(UserError, match="DoRA, which cannot be multiplied"):
         by_recipe(with_lengths, tiny_checkpoint_path, "spn_lora=1,thr=-9,rescale=0.5")
+
+
+def test_a_threshold_above_everything_is_refused(file: Path, tiny_checkpoint_path: Path) -> None:
+    with pytest.raises(UserError, match="the file would be empty: give a lower thr"):
+        by_recipe(file, tiny_checkpoint_path, "fro_ckpt=1,thr=3")
+
+
+@pytest.mark.parametrize("score", ["fro_ckpt", "spn_ckpt", "subspace"])
+def test_inpainting_is_compared_with_in_the_channels_that_others_have(
+    score: str, tmp_path: Path, tiny_kind_path: Callable[[str], Path]
+) -> None:
+    first = "lora_unet_conv_in"
+    path = write(tmp_path / "a.safetensors", {first: low_rank((32, 4, 3, 3))})
+    found, _ = by_recipe(path, tiny_kind_path("sd1-inpainting"), f"{score}=1,thr=-9")
+    assert rank_of(found.modules[first]) == 8
 
 
 def test_modules_that_the_checkpoint_lacks_stay(tmp_path: Path, tiny_checkpoint_path: Path) -> None:
