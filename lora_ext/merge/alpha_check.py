@@ -26,6 +26,8 @@ _FAR = 10.0
 _CLOSE = 0.01  # half precision keeps alphas to this
 _FEW, _ENOUGH = 0.1, 5
 _ROTATIONS = ("oft_blocks", "oft_diag")
+_RESIZED = ("dimension is resized from", "Dynamic resize with")
+"""How sd-scripts' resizing begins its comment; it writes the new rank of layers, and leaves that of convolutions."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def _declared(metadata: Mapping[str, str]) -> _Declared:
         )
     ]
     dim, alpha, conv_dim, conv_alpha = values
+    if any(words in metadata.get("ss_training_comment", "") for words in _RESIZED):
+        conv_dim = conv_alpha = None
     return _Declared(
         None if dim is None else int(dim),
         alpha,

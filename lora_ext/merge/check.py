@@ -18,7 +18,7 @@ from lora_ext.merge.inputs import base_of
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.value_check import measured_numbers, number_findings, number_words
 from lora_ext.merge.work import ToolReport, Verdict, Work
-from lora_ext.networks.file import NetworkFile, precalculate_hashes, read_network, scan_network
+from lora_ext.networks.file import NetworkFile, precalculate_hashes, read_network, scan_network, sha256_from
 from lora_ext.networks.formats import canonical_modules
 from lora_ext.networks.formats.names import parse_tensor_name
 from lora_ext.networks.pickled_file import SUFFIXES as PICKLED
@@ -159,11 +159,16 @@ def _hash(file: NetworkFile) -> tuple[list[Finding], dict[str, str]]:
     stored = file.metadata.get(_HASH)
     if not stored:
         return [], {}
-    if stored == precalculate_hashes(file.tensors, file.metadata)[0]:
+    if stored == precalculate_hashes(file.tensors, file.metadata)[0] or stored == _hash_as_it_lies(file.path):
         return [], {"hash": "matches the tensors"}
     text = "its tensors are not those that its hash was computed of: another program changed them without saying so, "
     text += "or the file suffered; get it again, or if the change was wanted, `repair` writes it with the right hash"
     return [Finding("doubtful", "hash", text)], {"hash": "is that of other tensors"}
+
+
+def _hash_as_it_lies(path: Path) -> str:
+    """Of the tensors in the file's own order: early versions of safetensors had another one than today's."""
+    return sha256_from(path, scan_network(path).data_start)
 
 
 def _facts(deltas: Mapping[str, ModuleDelta], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -208,12 +208,15 @@ def model_hash(path: Path) -> str:
     is_pickled = path.suffix.lower() in PICKLED
     header = None if is_pickled else read_header(path)
     stored = header.metadata.get("sshs_model_hash") if header else None
-    if stored:
-        return stored
+    return stored or sha256_from(path, header.data_start if header else 0)
+
+
+def sha256_from(path: Path, start: int) -> str:
+    """The sha256 of a file's bytes from a place on; of a safetensors file's tensors, as they lie there."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            file.seek(header.data_start if header else 0)
+            file.seek(start)
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:

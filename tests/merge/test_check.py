@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +163,41 @@ def test_a_hash_of_other_tensors(tmp_path: Path) -> None:
     result = check_file(path, None)
     assert (result.verdict, kinds(result)) == ("doubtful", ["hash"])
     assert result.facts["hash"] == "is that of other tensors"
+
+
+def test_a_hash_of_the_tensors_in_the_order_of_early_programs(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    first, second = torch.arange(4.0), torch.arange(6.0)
+    tensors = {f"{FIRST}.lora_up.weight": first.view(4, 1), f"{FIRST}.lora_down.weight": second.view(1, 6)}
+    data = b"".join(each.numpy().tobytes() for each in (first, second))  # today's order has down first
+    header: dict[str, Any] = {"__metadata__": {"sshs_model_hash": hashlib.sha256(data).hexdigest()}}
+    for (name, each), (begin, end) in zip(tensors.items(), ((0, 16), (16, 40)), strict=True):
+        header[name] = {"dtype": "F32", "shape": list(each.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    result = check_file(path, None)
+    assert (result.verdict, result.facts["hash"]) == ("healthy", "matches the tensors")
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[:-1] + b"\x01")
+    assert kinds(check_file(path, None)) == ["hash", "no alphas"]
+
+
+@pytest.mark.parametrize(
+    ("comment", "verdict"),
+    [
+        ("dimension is resized from 32 to 4; mine", "healthy"),
+        ("Dynamic resize with sv_ratio: 2.0 from 32; ", "healthy"),
+        ("mine", "doubtful"),
+    ],
+)
+def test_resizing_in_sd_scripts_leaves_the_rank_of_convolutions_in_the_metadata(
+    tmp_path: Path, comment: str, verdict: str
+) -> None:
+    key = "lora_unet_down_blocks_0_resnets_0_conv1"
+    kernel = {"lora_up.weight": torch.ones(8, 4, 1, 1), "lora_down.weight": torch.ones(4, 8, 3, 3)}
+    tensors = tensors_of() | {f"{key}.{suffix}": each for suffix, each in kernel.items()}
+    tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    said = {"ss_network_args": '{"conv_dim": "32", "conv_alpha": "16"}', "ss_training_comment": comment}
+    assert checked(tmp_path, tensors, METADATA | said).verdict == verdict
 
 
 def test_what_fp16_has_lost_and_would_lose(tmp_path: Path) -> None:
