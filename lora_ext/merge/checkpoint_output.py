@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.safetensors_file import DTYPES as STORABLE
 from lora_ext.checkpoint.tensor_files import TensorFile
 from lora_ext.merge.work import AS_STORED, OutputFile, Work
 from lora_ext.networks.file import file_size, write_tensors
@@ -73,8 +74,15 @@ class CheckpointOutput:
 
 
 def checkpoint_output(source: TensorFile, precision: str) -> CheckpointOutput:
-    """The checkpoint in a `--precision`; whole numbers and the noise schedule's tables are always kept as they are."""
+    """The checkpoint in a `--precision`; whole numbers and the noise schedule's tables are always kept as they are.
+
+    Raises UserError for a pickled file with a tensor that a .safetensors cannot hold.
+    """
     dtypes = dict(source.dtypes)
+    for name, dtype in dtypes.items():
+        if dtype not in STORABLE.values():
+            words = str(dtype).removeprefix("torch.")
+            raise UserError(f"{source.path}: {name} is of the type {words}, which no .safetensors holds: take it out")
     if precision != AS_STORED:
         dtypes |= {
             name: DTYPES[precision]

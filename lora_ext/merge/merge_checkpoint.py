@@ -77,6 +77,12 @@ class _Plan:
         copies = sum(name.startswith(_COPIES) for name in self.checkpoint.file.shapes)
         if copies:
             warnings.append(f"{copies} tensors are averaged copies of the U-Net ({_COPIES}…), which stay as they are")
+        beside = self.out.with_suffix(".yaml")
+        if self.yaml is None and beside.exists():
+            warnings.append(
+                f"{beside.name} is there already and is taken for the output's, though the checkpoint has none: remove "
+                "it if it is of another file"
+            )
         for ending in _VAE_ENDINGS:
             if path.with_suffix(ending).is_file():
                 warnings.append(f"{path.stem}{ending} is not copied: choose it as the VAE of the merged checkpoint")
@@ -141,7 +147,14 @@ def _refuse_missing(settings: MergeCheckpointSettings) -> None:
 
 def _check_yaml(plan: _Plan, overwrite: bool) -> None:
     beside = plan.out.with_suffix(".yaml")
-    if plan.yaml is not None and not overwrite and beside.exists() and _content(beside) != plan.yaml:
+    if not beside.exists() or overwrite:
+        return
+    if plan.yaml is None:
+        raise UserError(
+            f"{beside} is there already, and would be taken for the output's, while the checkpoint has none: give the "
+            "output another name, remove that file, or let it be the output's (--overwrite)"
+        )
+    if _content(beside) != plan.yaml:
         raise UserError(
             f"{beside} is there already, and is not the checkpoint's: give the output another name, or allow "
             "overwriting it (--overwrite)"
