@@ -78,7 +78,7 @@ def dead_findings(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
     for part in _PARTS:
         own = [key for key in modules if key.startswith(f"{part}_")]
         zero = [key for key in dead if key.startswith(f"{part}_")]
-        if zero and len(zero) == len(own) and finite_number(metadata.get(_RATES.get(part, ""), "")) == 0:
+        if zero and len(zero) == len(own) and _rate(part, metadata) == 0:
             text = f"the {_PARTS[part]} was not trained (learning rate 0): its {modules_words(len(own))} change nothing"
             findings.append(Finding("note", "not trained", text, tuple(zero)))
             explained |= set(zero)
@@ -95,6 +95,12 @@ def dead_findings(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
         text += "trained, or lost; the file works without them, and `repair` writes it so"
         findings.append(Finding("doubtful", "zeros", text, tuple(left)))
     return findings
+
+
+def _rate(part: str, metadata: Mapping[str, str]) -> float | None:
+    """The learning rate of a part, None where nothing tells it; those of both text encoders may stand in a list."""
+    rates = metadata.get(_RATES[part], "").strip("[]").split(",")
+    return finite_number(rates[-1] if part == "lora_te2" else rates[0])
 
 
 def _skipped_layers(modules: Iterable[str], dead: Collection[str], metadata: Mapping[str, str]) -> list[str]:
