@@ -26,6 +26,11 @@ _FAR = 10.0
 _CLOSE = 0.01  # half precision keeps alphas to this
 _FEW, _ENOUGH = 0.1, 5
 _ROTATIONS = ("oft_blocks", "oft_diag")
+SPLIT = "split from DyLoRA, rank"
+"""In the comment of what sd-scripts makes of a DyLoRA; it has the hash of another part."""
+
+_RESIZED = ("dimension is resized from", "Dynamic resize with", SPLIT)
+"""In the comments of sd-scripts' tools that write the new rank of layers, and leave that of convolutions as it was."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def _declared(metadata: Mapping[str, str]) -> _Declared:
         )
     ]
     dim, alpha, conv_dim, conv_alpha = values
+    if any(words in metadata.get("ss_training_comment", "") for words in _RESIZED):
+        conv_dim = conv_alpha = None
     return _Declared(
         None if dim is None else int(dim),
         alpha,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_ext.checkpoint.safetensors_file import DTYPES as STORABLE
 from lora_ext.checkpoint.tensor_files import TensorFile
 from lora_ext.merge.work import AS_STORED, OutputFile, Work
 from lora_ext.networks.file import file_size, write_tensors
@@ -73,8 +73,15 @@ class CheckpointOutput:
 
 
 def checkpoint_output(source: TensorFile, precision: str) -> CheckpointOutput:
-    """The checkpoint in a `--precision`; whole numbers and the noise schedule's tables are always kept as they are."""
+    """The checkpoint in a `--precision`; whole numbers and the noise schedule's tables are always kept as they are.
+
+    Raises UserError for a pickled file with a tensor that a .safetensors cannot hold.
+    """
     dtypes = dict(source.dtypes)
+    for name, dtype in dtypes.items():
+        if dtype not in STORABLE.values():
+            words = str(dtype).removeprefix("torch.")
+            raise UserError(f"{source.path}: {name} is of the type {words}, which no .safetensors holds: take it out")
     if precision != AS_STORED:
         dtypes |= {
             name: DTYPES[precision]
@@ -82,19 +89,6 @@ def checkpoint_output(source: TensorFile, precision: str) -> CheckpointOutput:
             if dtype.is_floating_point and "." in name  # names without a dot belong to no part: betas, alphas_cumprod
         }
     return CheckpointOutput(source, dtypes)
-
-
-def file_sha256(path: Path, work: Work) -> str:
-    """The file's sha256, by which programs and sites know a checkpoint."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                work.control.raise_if_stopping()
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
-    return digest.hexdigest()
 
 
 def _stored(source: TensorFile, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_ext.merge.layer_shapes import layer_shape
 from lora_ext.merge.low_rank_out import lengths_column
-from lora_ext.networks.formats import NetworkModules
+from lora_ext.networks.formats import EMBEDDING, NetworkModules
 from lora_ext.networks.formats.diffusers_words import diffusers_path
 from lora_ext.networks.formats.names import PEFT_LENGTHS
 from lora_ext.networks.weight_delta import ModuleDelta, module_delta, module_deltas
@@ -19,7 +19,6 @@ from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX
 from lora_ext.networks.weight_delta.products import unused
 from lora_ext.protocols import UserError
 
-_EMBEDDING = "bundle_emb."
 _NAMED = 3
 _WITH_ALPHA = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 
@@ -65,7 +64,7 @@ def to_sd_scripts(network: NetworkModules) -> Converted:
             dtype = next(iter(tensors.values())).dtype
             converted.tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
     for name, parts in network.embeddings.items():
-        converted.tensors |= {f"{_EMBEDDING}{name}.{part}": tensor for part, tensor in parts.items()}
+        converted.tensors |= {f"{EMBEDDING}{name}.{part}": tensor for part, tensor in parts.items()}
     return converted
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.checkpoint.file_kinds import architecture_of, refuse_other_kinds
 from lora_ext.config.tools.inspect import InspectSettings
 from lora_ext.merge.base_check import block_order, factors_norm
 from lora_ext.merge.check import module_changes
@@ -22,6 +23,7 @@ from lora_ext.networks.description import describe_network
 from lora_ext.networks.file import NetworkFile, model_hash, read_network, scan_network
 from lora_ext.networks.sidecar import activation_text
 from lora_ext.networks.weight_delta import ModuleDelta
+from lora_ext.protocols import UserError
 
 CHECKPOINT_PARTS = {
     "U-Net": ("model.diffusion_model.",),
@@ -56,6 +58,7 @@ def run(settings: InspectSettings, work: Work) -> ToolReport:
         "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for dtype in header.dtypes.values())),
     }
     modules: list[ModuleReport] = []
+    warnings: list[str] = []
     if header.holds_network:
         file = read_network(path)
         deltas, _ = module_changes(file.modules)
@@ -63,10 +66,14 @@ def run(settings: InspectSettings, work: Work) -> ToolReport:
         modules = [ModuleReport(key, delta.rank, delta.rank) for key, delta in deltas.items()]
     else:
         facts |= checkpoint_facts(header.shapes)
+        try:
+            refuse_other_kinds(path, header.shapes)
+        except UserError as error:
+            warnings.append(str(error))
     work.step(1, 1)
     shown = {name.replace("_", " "): _shown(value) for name, value in facts.items()}
     details = {**facts, "metadata": header.metadata}
-    return ToolReport(f"{path.name}: {facts['kind']}", shown, modules, (), (), "", details)
+    return ToolReport(f"{path.name}: {facts['kind']}", shown, modules, warnings, (), "", details)
 
 
 def network_facts(file: NetworkFile, deltas: Mapping[str, ModuleDelta]) -> dict[str, Any]:
@@ -102,14 +109,13 @@ def checkpoint_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     parts = {name: sum(key.startswith(prefixes) for key in shapes) for name, prefixes in CHECKPOINT_PARTS.items()}
     if not any(parts.values()):
         return {"kind": "neither a network nor a checkpoint that is known here"}
-    if "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight" in shapes:
-        kind = "SDXL"
-    elif any(key.startswith("cond_stage_model.model.") for key in shapes):
-        kind = "SD2"
-    else:
-        kind = "SD1"
     width = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0,))[0]
-    return {"kind": "checkpoint", "architecture": kind, "unet_channels": width, "tensors_of_parts": parts}
+    return {
+        "kind": "checkpoint",
+        "architecture": architecture_of(shapes),
+        "unet_channels": width,
+        "tensors_of_parts": parts,
+    }
 
 
 def _triggers(metadata: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.networks.weight_patch import Share, patches_of
 from lora_ext.protocols import UserError
 
-_BATCH = 64
+_BATCH = 128  # more are no faster, and half as many are a tenth slower
 _BLOCK = 4096  # tokens whose states are kept while the weights change: 100 MB of SDXL's
 _TEXT = "lora_te"
 _PARTS = {"lora_te": "text encoder", "lora_te1": "first text encoder", "lora_te2": "second text encoder"}

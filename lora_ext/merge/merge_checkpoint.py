@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_ext.checkpoint.file_weights import CheckpointFile, open_checkpoint_file
 from lora_ext.checkpoint.tensor_files import PICKLED_SUFFIXES
 from lora_ext.config.tools.merge_checkpoint import MergeCheckpointSettings
-from lora_ext.merge.checkpoint_output import CheckpointOutput, checkpoint_output, file_sha256
+from lora_ext.merge.checkpoint_output import CheckpointOutput, checkpoint_output
 from lora_ext.merge.checkpoint_sums import CheckpointSum, checkpoint_sum, summed
 from lora_ext.merge.inputs import WeightedNetwork, weighted_networks
 from lora_ext.merge.low_rank_out import SOURCES
@@ -19,7 +19,7 @@ from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import AS_STORED, OutputFile, ToolReport, Work, check_output
 from lora_ext.networks.atomic_write import replace_file
-from lora_ext.networks.file import model_hash
+from lora_ext.networks.file import model_hash, sha256_from
 from lora_ext.protocols import UserError
 
 _COPIES = "model_ema."
@@ -77,6 +77,12 @@ class _Plan:
         copies = sum(name.startswith(_COPIES) for name in self.checkpoint.file.shapes)
         if copies:
             warnings.append(f"{copies} tensors are averaged copies of the U-Net ({_COPIES}…), which stay as they are")
+        beside = self.out.with_suffix(".yaml")
+        if self.yaml is None and beside.exists():
+            warnings.append(
+                f"{beside.name} is there already and is taken for the output's, though the checkpoint has none: remove "
+                "it if it is of another file"
+            )
         for ending in _VAE_ENDINGS:
             if path.with_suffix(ending).is_file():
                 warnings.append(f"{path.stem}{ending} is not copied: choose it as the VAE of the merged checkpoint")
@@ -96,7 +102,7 @@ def run(settings: MergeCheckpointSettings, work: Work) -> ToolReport:
     patches = plan.sum.patches
     written = plan.output.write(
         plan.out,
-        plan.metadata(file_sha256(plan.checkpoint.file.path, work)),
+        plan.metadata(sha256_from(plan.checkpoint.file.path, between=work.control.raise_if_stopping)),
         lambda name, stored, dtype: summed(name, stored, patches.get(name), dtype, work.device),
         work,
     )
@@ -141,7 +147,14 @@ def _refuse_missing(settings: MergeCheckpointSettings) -> None:
 
 def _check_yaml(plan: _Plan, overwrite: bool) -> None:
     beside = plan.out.with_suffix(".yaml")
-    if plan.yaml is not None and not overwrite and beside.exists() and _content(beside) != plan.yaml:
+    if not beside.exists() or overwrite:
+        return
+    if plan.yaml is None:
+        raise UserError(
+            f"{beside} is there already, and would be taken for the output's, while the checkpoint has none: give the "
+            "output another name, remove that file, or let it be the output's (--overwrite)"
+        )
+    if _content(beside) != plan.yaml:
         raise UserError(
             f"{beside} is there already, and is not the checkpoint's: give the output another name, or allow "
             "overwriting it (--overwrite)"

@@ -13,7 +13,7 @@ from lora_ext.merge.factored import Suffices, factored_svds
 from lora_ext.merge.layer_shapes import layer_shape
 from lora_ext.merge.low_rank_out import factor_tensors, lengths_column
 from lora_ext.merge.spectrum import Svd, dense_svd
-from lora_ext.networks.formats import NetworkModules
+from lora_ext.networks.formats import EMBEDDING, NetworkModules
 from lora_ext.networks.weight_delta import LowRankFactors, ModuleDelta, module_deltas
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
 from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX as _BIAS
@@ -226,7 +226,7 @@ def _with_extra(spectrum: ModuleSpectrum, delta: ModuleDelta, tensors: Mapping[s
 def _others(network: NetworkModules, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Embeddings and what nobody understands, by the names that they have."""
     embeddings = {
-        f"bundle_emb.{name}.{part}": tensor
+        f"{EMBEDDING}{name}.{part}": tensor
         for name, parts in network.embeddings.items()
         for part, tensor in parts.items()
     }

@@ -16,14 +16,16 @@ from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, network_size, read_network
+from lora_ext.networks.formats import EMBEDDING
 from lora_ext.networks.weight_delta import UnsupportedNetworkError, module_delta
+from lora_ext.networks.weight_delta.stored import check_values
 from lora_ext.protocols import UserError
 
 
 @dataclass(frozen=True)
 class Repaired:
     """What is left of a network: its tensors by their own names, its modules that can be applied, and how many are of
-    unknown kinds; and what was left out, and why.
+    unknown kinds; and what was left out, and why. `embeddings` are the names of damaged ones, which are left out too.
     """
 
     tensors: dict[str, Tensor]
@@ -32,6 +34,7 @@ class Repaired:
     damaged: Mapping[str, str]
     without_effect: tuple[str, ...]
     duplicates: tuple[str, ...]
+    embeddings: tuple[str, ...] = ()
 
     @property
     def left_out(self) -> int:
@@ -53,7 +56,10 @@ def repaired(file: NetworkFile) -> Repaired:
         try:
             module_delta(tensors)
         except UnsupportedNetworkError:
-            unknown.append(key)
+            if reason := _damage(tensors):
+                damaged[key] = reason
+            else:
+                unknown.append(key)
             continue
         except UserError as error:
             damaged[key] = str(error)
@@ -67,13 +73,26 @@ def repaired(file: NetworkFile) -> Repaired:
         )
     gone = {*damaged, *idle}
     twice = tuple(name for name in network.unknown if name in network.places)
+    embeddings = [name for name, parts in network.embeddings.items() if _damage(parts)]
+    of_embeddings = tuple(f"{EMBEDDING}{name}." for name in embeddings)
     kept = {
         name: tensor
         for name, tensor in file.tensors.items()
-        if name not in twice and (name not in network.places or network.places[name][0] not in gone)
+        if name not in twice
+        and not name.startswith(of_embeddings)
+        and (name not in network.places or network.places[name][0] not in gone)
     }
     modules = {key: tensors for key, tensors in network.modules.items() if key not in {*gone, *unknown}}
-    return Repaired(kept, modules, len(unknown), damaged, tuple(idle), twice)
+    return Repaired(kept, modules, len(unknown), damaged, tuple(idle), twice, tuple(embeddings))
+
+
+def _damage(tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the numbers of tensors that are not understood; "" for nothing."""
+    try:
+        check_values(tensors)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def preview(settings: RepairSettings, work: Work) -> ToolReport:
@@ -112,6 +131,8 @@ def _report(
             facts[f"left out, {words}"] = f"{len(names)} ({some_of(names)})"
     if result.duplicates:
         facts["left out, there twice"] = f"{len(result.duplicates)} tensors ({some_of(result.duplicates)})"
+    if result.embeddings:
+        facts["left out, damaged embeddings"] = f"{len(result.embeddings)} ({some_of(result.embeddings)})"
     warnings = []
     if result.damaged:
         key, reason = next(iter(result.damaged.items()))

@@ -16,8 +16,12 @@ from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.networks.file import Precision, write_network
+from lora_ext.networks.weight_delta.products import unused
 from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import Control, Progress, UserError
+
+_LOKR = ("lokr_w1", "lokr_w2")
+_LARGEST = 65504.0  # of fp16
 
 Verdict = Literal["", "healthy", "damaged", "doubtful"]
 
@@ -134,9 +138,13 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
     for each in inputs:
         if _is_same(out, each):
             raise UserError(f"{out} is read and would be written over: give the output another name")
-    if out.is_dir():
+    try:
+        is_folder, is_there = out.is_dir(), out.exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UserError(f"{out} cannot be written ({error.strerror or error}): give another name or folder") from error
+    if is_folder:
         raise UserError(f"{out} is a folder: give the name of a file in it")
-    if out.exists() and not overwrite:
+    if is_there and not overwrite:
         raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
     folder = _existing_parent(out)
     if not os.access(folder, os.W_OK):
@@ -158,6 +166,7 @@ def write_result(
     UserError where a value is infinite or no number: a network with such a value makes black pictures.
     """
     work.control.raise_if_stopping()
+    tensors = {**tensors, **_without_meaning(tensors)}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise UserError(
@@ -166,6 +175,17 @@ def write_result(
             )
     write_network(out, tensors, metadata, precision)
     return OutputFile(out, out.stat().st_size)
+
+
+def _without_meaning(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ones for the alphas that mean nothing and that half precision cannot hold: some trainers write 10¹⁰ there."""
+    found = {}
+    for name, alpha in tensors.items():
+        module, _, suffix = name.rpartition(".")
+        if suffix == "alpha" and unused({each for each in _LOKR if f"{module}.{each}" in tensors}):
+            is_small = bool((alpha.float().abs() <= _LARGEST).all())
+            found[name] = alpha if is_small else torch.ones_like(alpha)
+    return found
 
 
 def precision_of(name: str, tensors: Mapping[str, Tensor]) -> Precision:
@@ -203,5 +223,7 @@ def _is_same(left: Path, right: Path) -> bool:
 def _existing_parent(path: Path) -> Path:
     folder = path.absolute().parent
     while not folder.exists():
+        if folder == folder.parent:  # a drive of Windows that is not there
+            raise UserError(f"{path}: there is no {folder}: choose another folder")
         folder = folder.parent
     return folder

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +111,18 @@ def test_sdxl_trains_the_last_layer_of_its_second_encoder_alone(tmp_path: Path) 
     assert (result.verdict, kinds(result)) == ("doubtful", ["zeros"])
 
 
+@pytest.mark.parametrize(
+    ("rates", "untrained", "verdict"),
+    [("[1e-05, 0.0]", 2, "healthy"), ("[0.0, 1e-05]", 1, "healthy"), ("[0.0, 1e-05]", 2, "doubtful")],
+)
+def test_each_text_encoder_has_a_learning_rate_of_its_own(
+    tmp_path: Path, rates: str, untrained: int, verdict: str
+) -> None:
+    keys = {n: [key.replace("lora_te_", f"lora_te{n}_") for key in TEXT] for n in (1, 2)}
+    tensors = tensors_of(*keys[1], *keys[2], zero=tuple(keys[untrained]))
+    assert checked(tmp_path, tensors, METADATA | {"ss_text_encoder_lr": rates}).verdict == verdict
+
+
 def _set_alpha(value: float, count: int = 1) -> Change:
     return lambda tensors: tensors.update({f"{key}.alpha": torch.tensor(value) for key in (*UNET, *TEXT)[:count]})
 
@@ -160,6 +175,49 @@ def test_a_hash_of_other_tensors(tmp_path: Path) -> None:
     result = check_file(path, None)
     assert (result.verdict, kinds(result)) == ("doubtful", ["hash"])
     assert result.facts["hash"] == "is that of other tensors"
+
+
+def test_sd_scripts_gives_split_files_the_hash_of_another_rank(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    metadata = METADATA | {"ss_training_comment": "split from DyLoRA, rank 8 to 4; ", "sshs_model_hash": "0" * 64}
+    save_file(tensors_of(), path, metadata)
+    assert (check_file(path, None).verdict, kinds(check_file(path, None))) == ("healthy", ["hash"])
+
+
+def test_a_hash_of_the_tensors_in_the_order_of_early_programs(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    first, second = torch.arange(4.0), torch.arange(6.0)
+    tensors = {f"{FIRST}.lora_up.weight": first.view(4, 1), f"{FIRST}.lora_down.weight": second.view(1, 6)}
+    data = b"".join(each.numpy().tobytes() for each in (first, second))  # today's order has down first
+    header: dict[str, Any] = {"__metadata__": {"sshs_model_hash": hashlib.sha256(data).hexdigest()}}
+    for (name, each), (begin, end) in zip(tensors.items(), ((0, 16), (16, 40)), strict=True):
+        header[name] = {"dtype": "F32", "shape": list(each.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    result = check_file(path, None)
+    assert (result.verdict, result.facts["hash"]) == ("healthy", "matches the tensors")
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[:-1] + b"\x01")
+    assert kinds(check_file(path, None)) == ["hash", "no alphas"]
+
+
+@pytest.mark.parametrize(
+    ("comment", "verdict"),
+    [
+        ("dimension is resized from 32 to 4; mine", "healthy"),
+        ("Dynamic resize with sv_ratio: 2.0 from 32; ", "healthy"),
+        ("split from DyLoRA, rank 8 to 4; ", "healthy"),
+        ("mine", "doubtful"),
+    ],
+)
+def test_resizing_in_sd_scripts_leaves_the_rank_of_convolutions_in_the_metadata(
+    tmp_path: Path, comment: str, verdict: str
+) -> None:
+    key = "lora_unet_down_blocks_0_resnets_0_conv1"
+    kernel = {"lora_up.weight": torch.ones(8, 4, 1, 1), "lora_down.weight": torch.ones(4, 8, 3, 3)}
+    tensors = tensors_of() | {f"{key}.{suffix}": each for suffix, each in kernel.items()}
+    tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    said = {"ss_network_args": '{"conv_dim": "32", "conv_alpha": "16"}', "ss_training_comment": comment}
+    assert checked(tmp_path, tensors, METADATA | said).verdict == verdict
 
 
 def test_what_fp16_has_lost_and_would_lose(tmp_path: Path) -> None:
@@ -287,6 +345,16 @@ def test_changes_are_measured_against_the_weights(tmp_path: Path, tiny_kind_path
         expected = (up @ down * 0.5).norm() / weights[key].double().norm()
         assert result.strengths.modules[key] == pytest.approx(float(expected), rel=1e-6)
     assert set(result.strengths.blocks) >= {"BASE", "IN01", "MID", "OUT11"}
+
+
+def test_a_network_of_other_sizes_is_not_told_to_be_for_the_checkpoints_own_kind(
+    tmp_path: Path, tiny_kind_path: Callable[[str], Path]
+) -> None:
+    key = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    write_network(tmp_path / "net.safetensors", tensors_of(key), METADATA, "float")
+    result = check_file(tmp_path / "net.safetensors", open_checkpoint_file(tiny_kind_path("sdxl")))
+    assert (result.verdict, kinds(result)) == ("doubtful", ["wrong base"])
+    assert "the network is for another kind of checkpoint, and tiny-sdxl is of the kind SDXL" in texts(result)
 
 
 def test_networks_for_other_checkpoints(tmp_path: Path, tiny_kind_path: Callable[[str], Path]) -> None:

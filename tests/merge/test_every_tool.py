@@ -17,7 +17,7 @@ from lora_ext.checkpoint.safetensors_file import read_tensors
 from lora_ext.checkpoint.tensor_files import open_tensor_file
 from lora_ext.merge import memory
 from lora_ext.merge.tools import MODULES
-from lora_ext.merge.work import Work
+from lora_ext.merge.work import Work, check_output
 from lora_ext.networks import atomic_write
 from lora_ext.protocols import Cancelled, Control, UserError
 from tests.merge.tool_cases import (
@@ -164,6 +164,17 @@ def test_a_disk_without_room_is_refused_before_the_work(
     with pytest.raises(UserError, match=r"takes about .* MB, and .* has 0 MB left: free some space"):
         case.run(inputs)
     assert contents(inputs.folder) == before
+
+
+def test_a_name_that_is_too_long_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written .*give another name"):
+        check_output(tmp_path / f"{'x' * 300}.safetensors", [], overwrite=False)
+
+
+def test_a_drive_that_is_not_there_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # as of Z: on Windows, which is its own parent
+    with pytest.raises(UserError, match="there is no .*choose another folder"):
+        check_output(tmp_path / "out.safetensors", [], overwrite=False)
 
 
 @to_one_file

@@ -146,6 +146,27 @@ def test_the_yaml_comes_along(base: Path, net: Path, out: Path) -> None:
     assert beside.read_text(encoding="utf-8") == "model: one"
 
 
+def test_a_yaml_of_something_else_is_not_taken_for_the_outputs(base: Path, net: Path, out: Path) -> None:
+    beside = out.with_suffix(".yaml")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text("model: another", encoding="utf-8")
+    values = {"checkpoint": str(base), "network": str(net), "out": str(out)}
+    with pytest.raises(UserError, match="merged.yaml is there already, and would be taken for the output's"):
+        run(**values)
+    assert not out.exists()
+    report = run(**values, overwrite=True)
+    assert "merged.yaml is there already and is taken for the output's" in "\n".join(report.warnings)
+    assert beside.read_text(encoding="utf-8") == "model: another"
+
+
+def test_a_pickled_tensor_that_no_safetensors_holds(base: Path, net: Path, out: Path) -> None:
+    pickled = base.with_suffix(".ckpt")
+    tensors = {name: each.clone() for name, each in load_file(base).items()}
+    torch.save(tensors | {"odd.one": torch.zeros(2, dtype=torch.complex64)}, pickled)
+    with pytest.raises(UserError, match=r"odd\.one is of the type complex64, which no \.safetensors holds"):
+        run(checkpoint=str(pickled), network=str(net), out=str(out))
+
+
 def test_a_folder_in_the_place_of_the_yaml(base: Path, net: Path, out: Path) -> None:
     base.with_suffix(".yaml").write_text("model: one", encoding="utf-8")
     out.with_suffix(".yaml").mkdir(parents=True)

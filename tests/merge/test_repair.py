@@ -131,6 +131,33 @@ def test_what_nobody_here_understands_is_kept(tmp_path: Path) -> None:
     assert read_network(tmp_path / "out.safetensors").tensors.keys() == tensors.keys()
 
 
+def test_damaged_embeddings_and_modules_of_unknown_kinds_are_left_out(tmp_path: Path) -> None:
+    tensors = network() | {
+        "bundle_emb.cat.clip_l": torch.tensor([[1.0, float("nan")]]),
+        "bundle_emb.dog.clip_l": torch.ones(1, 4),
+        "lora_unet_mid_block_attentions_0_proj_out.new_kind": torch.tensor([float("inf")]),
+    }
+    assert repair(tmp_path, tensors).facts == {
+        "modules left": "6 of 7",
+        "left out, damaged": "1 (lora_unet_mid_block_attentions_0_proj_out)",
+        "left out, damaged embeddings": "1 (cat)",
+    }
+    written = read_network(tmp_path / "out.safetensors").tensors.keys()
+    assert written == network().keys() | {"bundle_emb.dog.clip_l"}
+    assert check_file(tmp_path / "out.safetensors", None).verdict == "healthy"
+
+
+@pytest.mark.parametrize("precision", ["as stored", "fp16"])
+@pytest.mark.parametrize("alpha", [1e10, float("inf")])
+def test_an_alpha_that_means_nothing_is_no_damage(tmp_path: Path, alpha: float, precision: str) -> None:
+    tensors = {"lokr_w1": torch.rand(2, 2), "lokr_w2": torch.rand(4, 4), "alpha": torch.tensor(alpha)}
+    named = network() | {f"lora_unet_mid_block_attentions_0_proj_out.{name}": each for name, each in tensors.items()}
+    assert repair(tmp_path, named, precision=precision).facts == {"modules left": "7 of 7"}
+    assert check_file(tmp_path / "in.safetensors", None).verdict == "healthy"
+    written = read_network(tmp_path / "out.safetensors")
+    assert float(written.tensors["lora_unet_mid_block_attentions_0_proj_out.alpha"]) == 1
+
+
 def test_an_alpha_of_zero_switches_off_what_it_multiplies() -> None:
     factors = {"lora_up.weight": torch.ones(4, 2), "lora_down.weight": torch.ones(2, 4)}
     whole = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(2, 2)}

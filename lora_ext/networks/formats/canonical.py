@@ -21,7 +21,9 @@ from lora_ext.networks.formats.blocks import (
 from lora_ext.networks.formats.names import PEFT_LENGTHS, TEXT, TEXT_1, TEXT_2, UNET, TensorName, parse_tensor_name
 from lora_ext.networks.formats.unnamed import numbered_places
 
-_EMBEDDING = "bundle_emb."
+EMBEDDING = "bundle_emb."
+"""How the names of embeddings begin that a network's file has too."""
+
 _WIDTHS: dict[int, Family] = {768: "SD", 1024: "SD", 2048: "SDXL"}
 """What the U-Net's cross-attention takes in."""
 
@@ -55,8 +57,8 @@ def canonical_modules(
     for name, tensor in tensors.items():
         if name in places:
             continue
-        if name.startswith(_EMBEDDING):
-            embedding, _, part = name.removeprefix(_EMBEDDING).partition(".")
+        if name.startswith(EMBEDDING):
+            embedding, _, part = name.removeprefix(EMBEDDING).partition(".")
             found.embeddings.setdefault(embedding, {})[part] = tensor
         elif place := parse_tensor_name(name):
             places[name] = place
