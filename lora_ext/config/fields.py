@@ -47,7 +47,8 @@ class Setting:
     def allowed(self) -> str:
         """What may stand here, in words for an error message or a help text."""
         if self.choices:
-            words = "one of " + ", ".join(str(choice) for choice in self.choices)
+            choices = [f'"{choice}"' if "," in str(choice) else str(choice) for choice in self.choices]
+            words = "one of " + ", ".join(choices)
         elif self.type is bool:
             words = "true or false"
         else:
