@@ -187,6 +187,8 @@ def _as_json(value: Any) -> Any:
 
 
 def _found(path: Path | None, text: str, what: str, where: str) -> Path:
+    if not text.strip():
+        raise UserError(f"no {what} is given: give the path of its file, or the name of one in {where}")
     if path is None:
         raise UserError(f"{text!r}: there is no such {what}; give the path of its file, or the name of one in {where}")
     return path

@@ -184,4 +184,4 @@ def test_names_may_have_their_ending_and_an_empty_one_is_none(served: Any, folde
     post(served.client, "run", file="cat.safetensors", out="a.safetensors")
     assert ended(served.client)["state"] == "finished"
     post(served.client, "run", file="", out="b.safetensors")
-    assert "there is no such network" in ended(served.client)["problems"][0]
+    assert "no network is given" in ended(served.client)["problems"][0]
