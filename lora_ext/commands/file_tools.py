@@ -179,13 +179,13 @@ def progress_with_time() -> Progress | None:
 
 @contextlib.contextmanager
 def cancelled_by_signals(control: Control) -> Iterator[Control]:
-    """Ctrl-C and a polite kill end the work between two of its parts, with nothing written; a second one at once."""
+    """Ctrl-C and a polite kill end the work between two of its parts; a second one ends it at once."""
 
     def handle(number: int, frame: types.FrameType | None) -> None:
         if control.stopping:
             raise KeyboardInterrupt
         control.cancel()
-        print("\nStopping; nothing is left behind.", file=sys.stderr, flush=True)
+        print("\nStopping; nothing is left half written.", file=sys.stderr, flush=True)
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {each: signal.signal(each, handle) for each in signals}

@@ -73,7 +73,7 @@ class _Desk:
         if path is None:
             raise UserError(f"{text}: there is no such checkpoint; choose one of the list")
         is_free = path == self.host.loaded_checkpoint() and not _in_training(self.runner)
-        return borrowed_text(self.host) if is_free else stored_text(path, device)
+        return borrowed_text(self.host, path, device) if is_free else stored_text(path, device)
 
     def _tell(self, report: ToolReport) -> None:
         for each in report.files:
