@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,18 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
             "space, or choose another folder"
         )
     return out
+
+
+@contextlib.contextmanager
+def all_or_none(outputs: Iterable[Path]) -> Iterator[None]:
+    """Take the outputs away that were not there before, where the block is stopped or fails between two of them."""
+    new = [path for path in outputs if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_result(
