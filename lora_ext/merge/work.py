@@ -129,24 +129,10 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
 
     It is none of the inputs, is no folder, and does not exist unless `overwrite`; its disk has room.
     """
-    if out.suffix.lower() != ".safetensors":
-        raise UserError(f"{out}: files are written as .safetensors; give a name that ends with it")
-    for each in inputs:
-        if _is_same(out, each):
-            raise UserError(f"{out} is read and would be written over: give the output another name")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: give the name of a file in it")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
-    folder = _existing_parent(out)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to: choose another folder, or free this one")
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise UserError(
-            f"{out} takes about {needed_bytes / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB left: free some "
-            "space, or choose another folder"
-        )
+    try:
+        _check_output(out, inputs, overwrite, needed_bytes)
+    except OSError as error:  # too long a name
+        raise UserError(f"{out} cannot be written ({error.strerror or error}): give another name or folder") from error
     return out
 
 
@@ -158,7 +144,8 @@ def all_or_none(outputs: Iterable[Path]) -> Iterator[None]:
         yield
     except BaseException:
         for path in new:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not there, or held: what went wrong first is what is told
+                path.unlink()
         raise
 
 
@@ -212,6 +199,29 @@ def _is_same(left: Path, right: Path) -> bool:
         return left.samefile(right)
     except OSError:  # one of them does not exist
         return os.path.normcase(left.absolute()) == os.path.normcase(right.absolute())
+
+
+def _check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_bytes: int) -> None:
+    if out.suffix.lower() != ".safetensors":
+        raise UserError(f"{out}: files are written as .safetensors; give a name that ends with it")
+    for each in inputs:
+        if _is_same(out, each):
+            raise UserError(f"{out} is read and would be written over: give the output another name")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give the name of a file in it")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
+    folder = _existing_parent(out)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, and {out} would have to lie in it: give another folder")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: choose another folder, or free this one")
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError(
+            f"{out} takes about {needed_bytes / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB left: free some "
+            "space, or choose another folder"
+        )
 
 
 def _existing_parent(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,7 +64,7 @@ class _Desk:
         if tool.changes_input:
             written += filter(None, [self.files.find_network(settings.file)])
         for path in written:
-            if not path.is_dir() or settings.overwrite:
+            if not os.path.isdir(path) or settings.overwrite:
                 refuse_in_training(path, self.runner)
 
     def _open_text(self, text: str, device: torch.device) -> AbstractContextManager[TextPart]:

@@ -116,6 +116,18 @@ def test_no_output_leads_out(served: Any, folder: Path, out: str) -> None:
     assert ("out is empty" if not out else f"from here files are written into {folder}") in answer.json()["error"]
 
 
+IMPOSSIBLE = {"x" * 300 + ".safetensors": "cannot be written (", "cat.safetensors/x.safetensors": "is a file, and"}
+
+
+@pytest.mark.parametrize("tool", ["scale", "resize"])
+@pytest.mark.parametrize("out", IMPOSSIBLE)
+def test_an_output_that_no_disk_can_have_is_told_in_words(served: Any, folder: Path, out: str, tool: str) -> None:
+    values = {"scale": {"file": "cat"}, "resize": {"files": "cat", "rank": 1}}[tool]
+    served.client.post(f"{API}/tools/{tool}/run", json={"settings": {**values, "out": out}})
+    (problem,) = ended(served.client)["problems"]
+    assert IMPOSSIBLE[out] in problem and "Error" not in problem
+
+
 def test_no_input_leads_out(served: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copyfile(folder / "cat.safetensors", tmp_path / "hidden.safetensors")
     for name in (str(tmp_path / "hidden.safetensors"), "../../../hidden.safetensors", "dog"):
@@ -131,6 +143,8 @@ def test_wrong_values_are_told_at_once(served: Any, folder: Path) -> None:
     answer = post(served.client, "run", file="cat", out="x.safetensors", factor="11", method="none")
     assert answer.status_code == 400
     assert [problem.split(":")[0] for problem in answer.json()["problems"]] == ["factor = '11'", "method = 'none'"]
+    unknown = post(served.client, "run", file="cat", out="x.safetensors", bogus=1).json()["problems"]
+    assert unknown == ["bogus: there is no setting of this name; `scale --help` lists all of them"]
     assert "there is no tool" in served.client.post(f"{API}/tools/nothing/run", json={"settings": {}}).json()["error"]
 
 
