@@ -74,7 +74,7 @@
   }
 
   const grouped = (number) => number.toLocaleString("en-US");
-  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.(safetensors|ckpt)$/, "");
+  const stem = (path) => path.split(/[\\/]/).pop().replace(/\.(safetensors|ckpt|pt)$/i, "");
   const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "");
 
   function facts(status) {
@@ -199,6 +199,7 @@
 
   function report(error) {
     setText("control-error", error.message);
+    core.files?.report(error);
   }
 
   /* ---- the list of runs ---- */

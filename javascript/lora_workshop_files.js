@@ -5,6 +5,7 @@
   const core = window.loraWorkshop;
   const { ask, byId, element, actions, stem } = core;
   const BUSY_MS = 500;
+  const LOST_MS = 5000;
   const STATES = { idle: "idle", running: "at work", finished: "finished", cancelled: "cancelled", failed: "not done" };
   const state = { timer: 0, reported: 0, suggested: {} };
 
@@ -66,13 +67,31 @@
     state.suggested[of.dataset.tool] = control(out).value = name;
   }
 
-  /* Each problem beside the field that it begins with; what is about none of them stands at the work. */
+  const NOT_GIVEN = { network: ["network", "files", "file"], file: ["files", "file"], checkpoint: ["checkpoint"], output: ["out"] };
+
+  /* The field that a problem is about: it begins with the field's name, with what stands in the field, or with the
+     path of the output; undefined where it is about none. */
+  function fieldAbout(of, problem) {
+    const named = fieldOf(of, problem.match(/^([a-z_]+)(?=[ :])/)?.[1]);
+    if (named) return named;
+    const missing = NOT_GIVEN[problem.match(/^no (\w+) is given/)?.[1]] || [];
+    const plain = problem.replace(/^['"]/, "").replaceAll("\\\\", "\\");  // Python doubles the backslashes of what it quotes
+    const begins = (text) => text && ["'", '"', ":"].some((end) => plain.startsWith(text + end));
+    const lines = (field) => String(valueOf(field)).split("\n").map((line) => line.trim());
+    const quotes = (field) => lines(field).some((line) => begins(line) || begins(line.replace(/:[^:\\/]*$/, "")));
+    const out = fieldOf(of, "out");
+    const target = out && control(out).value.trim().replaceAll("\\", "/");
+    const path = problem.match(/^(.+?)(?: is | takes | cannot | belongs | holds |: )/)?.[1].replaceAll("\\", "/");
+    return missing.map((name) => fieldOf(of, name)).find(Boolean) || fields(of).find(quotes) ||
+      (target && path?.split("/").pop() === target.split("/").pop() ? out : undefined);
+  }
+
+  /* Each problem beside its field; what is about none of them stands at the work. */
   function showProblems(of, problems) {
     const rest = [];
     for (const field of fields(of)) field.querySelector(".lw-field-error").textContent = "";
     for (const problem of problems) {
-      const name = problem.match(/^([a-z_]+)(?: = |: | is )/)?.[1];
-      const field = name && fieldOf(of, name);
+      const field = fieldAbout(of, problem);
       if (field) field.querySelector(".lw-field-error").textContent += `${problem}\n`;
       else rest.push(problem);
     }
@@ -97,19 +116,25 @@
       showProblems(of, error.problems || [error.message]);
       page().querySelector(".lw-wrong")?.scrollIntoView({ block: "center", behavior: "smooth" });
     }
-    follow();
+    await follow();
   }
 
   async function follow() {
     clearTimeout(state.timer);
-    const status = await ask("tools/status");
-    show(status);
-    if (status.state === "running") {
-      state.timer = setTimeout(() => follow().catch(core.report), BUSY_MS);
-    } else if (status.number !== state.reported) {
-      state.reported = status.number;
-      const answer = await ask("tools/report");
-      if (answer.status.number === status.number) ended(answer);
+    try {
+      const status = await ask("tools/status");
+      show(status);
+      if (status.state === "running") {
+        state.timer = setTimeout(follow, BUSY_MS);
+      } else if (status.number !== state.reported) {
+        state.reported = status.number;
+        const answer = await ask("tools/report");
+        if (answer.status.number === status.number && answer.status.state === status.state) ended(answer);
+        else state.timer = setTimeout(follow, BUSY_MS);  // another page has begun another work
+      }
+    } catch (error) {
+      core.report(error);
+      state.timer = setTimeout(follow, LOST_MS);
     }
   }
 
@@ -147,12 +172,25 @@
 
   const namesIn = (text) => String(text || "").split("\n").map((line) => stem(line.trim()).replace(/:[^:\\/]*$/, "")).filter(Boolean);
 
-  /* Networks that went in, then those that came out, each once. */
+  /* What is right after a tool: use or load the result, hold it against what it was made of, repair what is ill. */
   function nextSteps(status, report) {
-    const given = status.values;
-    const before = ["file", "files", "network"].flatMap((name) => namesIn(given[name]));
+    if (report.checked) return report.checked.filter(canBeRepaired).map(({ file }) => repairButton(file));
     const after = report.files.map((file) => stem(file.path));
-    if (!after.length || form(status.tool).dataset.checkpoints === "true") return [];
+    if (!after.length) return [];
+    return form(status.tool).dataset.checkpoints === "true" ? core.checkpointSteps(report.checkpoint, report.files[0].path) : withNetworks(status.values, after);
+  }
+
+  const canBeRepaired = ({ findings }) => findings.some((finding) => finding.text.includes("`repair`"));
+
+  function repairButton(file) {
+    const made = element("button", { type: "button", className: "lw-button", textContent: `Repair ${stem(file)} …` });
+    Object.assign(made.dataset, { lwAction: "open-tool", tool: "repair", values: JSON.stringify({ file }) });
+    return made;
+  }
+
+  /* Networks that went in, then those that came out, each once. */
+  function withNetworks(given, after) {
+    const before = ["file", "files", "network"].flatMap((name) => namesIn(given[name]));
     const names = [...new Set([...before, ...after])];
     if (names.length === 1) return [useButton(after[0])];
     const compare = element("button", { type: "button", className: "lw-button", textContent: core.compareWord() });
@@ -236,8 +274,15 @@
     for (const of of forms()) fields(of).forEach(followSuggestion);
     restore().catch(core.report);
     new IntersectionObserver((seen) => {
-      if (seen.some((each) => each.isIntersecting)) listFiles().catch(core.report);
+      if (!seen.some((each) => each.isIntersecting)) return;
+      listFiles().catch(core.report);
+      follow();  // another page may have begun a work
     }).observe(page());
   });
-  core.files = { openTool };
+  /* What went wrong with a button of this page, where it is seen. */
+  function report(error) {
+    if (page()?.offsetParent) byId("tool-problems").replaceChildren(element("li", { textContent: error.message }));
+  }
+
+  core.files = { openTool, report };
 })();

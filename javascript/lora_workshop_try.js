@@ -147,19 +147,19 @@
     }
   };
 
-  /* Networks side by side: what a tool was given, and what it made of it. */
-  async function compareInWebUI(names) {
+  /* Things side by side in the X/Y/Z plot, with the prompt as it is. */
+  async function compareInWebUI(axis, names, weights) {
     const plot = "#script_txt2img_xyz_plot_";
     openTab();
     const prompt = (await until("the prompt", () => visible(field(PROMPTS.webui)) && field(PROMPTS.webui))).value;
     await choose("#txt2img_script_container #script_list", "X/Y/Z plot");
     await until("the X/Y/Z plot", () => visible(field(`${plot}x_type`)));
     await tick(`${plot}csv_mode`);
-    await choose(`${plot}x_type`, "[LoRA] Network");
-    await choose(`${plot}y_type`, "[LoRA] Weight");
+    await choose(`${plot}x_type`, axis);
+    await choose(`${plot}y_type`, weights ? "[LoRA] Weight" : "Nothing");
     await choose(`${plot}z_type`, "Nothing");
-    const listed = ["None", ...names].map((name) => (name.includes(",") ? `"${name}"` : name)).join(", ");
-    await keep({ [PROMPTS.webui]: prompt, [`${plot}x_values`]: listed, [`${plot}y_values`]: WEIGHTS });
+    const listed = names.map((name) => (name.includes(",") ? `"${name}"` : name)).join(", ");
+    await keep({ [PROMPTS.webui]: prompt, [`${plot}x_values`]: listed, ...(weights ? { [`${plot}y_values`]: weights } : {}) });
   }
 
   async function compareInApp(names) {
@@ -171,14 +171,35 @@
     if (prompt) write(field("#lw-grid-prompt"), prompt);
   }
 
-  actions["compare-networks"] = async (button) => {
-    const names = JSON.parse(button.dataset.names);
+  async function disabledDuring(button, work) {
     button.disabled = true;
     try {
-      await (inWebUI() ? compareInWebUI(names) : compareInApp(names));
+      await work;
     } finally {
       button.disabled = false;
     }
+  }
+
+  /* What a tool was given, and what it made of it. */
+  actions["compare-networks"] = (button) => {
+    const names = JSON.parse(button.dataset.names);
+    return disabledDuring(button, inWebUI() ? compareInWebUI("[LoRA] Network", ["None", ...names], WEIGHTS) : compareInApp(names));
+  };
+
+  actions["compare-checkpoints"] = (button) => disabledDuring(button, compareInWebUI("Checkpoint name", JSON.parse(button.dataset.names), ""));
+
+  /* What may be done with a checkpoint that was made of another one; the app keeps the one that it was started with. */
+  core.checkpointSteps = (before, after) => {
+    if (!inWebUI()) {
+      const command = element("code", { textContent: `python run.py ui --checkpoint "${after}"` });
+      return [element("span", { className: "lw-hint" }, "To try it, start the app with it: ", command)];
+    }
+    const names = [stem(before), stem(after)];
+    return [
+      makeButton("lw-button", `Load ${names[1]}`, "load-checkpoint", { title: names[1] }),
+      makeButton("lw-button", words().compare, "compare-checkpoints", { names: JSON.stringify(names) }),
+      element("span", { className: "lw-hint", textContent: `before and after: ${names.join(", ")}; the networks' tags belong into the prompt of the first alone` }),
+    ];
   };
 
   core.useWord = () => words().use;

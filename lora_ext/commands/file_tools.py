@@ -60,7 +60,8 @@ class ToolCommand:
             group.add_argument("--report", action="store_true", help="list every module: ranks, and what is kept of it")
         group.add_argument(
             "--home", type=Path, default=default_home(), metavar="DIR",
-            help="networks are known by their names in its models/Lora (default: %(default)s)",
+            help="names stand for networks in its models/Lora, and checkpoints in its models/Stable-diffusion "
+            "(default: %(default)s)",
         )  # fmt: skip
 
     def run(self, options: argparse.Namespace) -> int:
@@ -87,23 +88,24 @@ def command_of(name: str) -> ToolCommand:
 
 
 def add_setting(parser: argparse.ArgumentParser, declared: Setting) -> None:
-    """One setting as an option: a flag, a value, or a repeatable value where it has several lines.
+    """One setting as an option: a flag, a value, or as many values as one likes where it has several lines.
 
     `file` and `files` have no name in front. Values stay text: the declaration reads them.
     """
-    words = f"{declared.help} ({_allowed(declared)})".replace("%", "%%")
+    allowed = _allowed(declared)
+    words = (declared.help + (f" ({allowed})" if allowed else "")).replace("%", "%%")
     option = "--" + declared.name.replace("_", "-")
     if declared.name in POSITIONAL:
-        several = "+" if declared.name == "files" else None
-        parser.add_argument(declared.name, metavar="FILE", help=words, nargs=several)
+        count = "+" if declared.name == "files" else None
+        parser.add_argument(declared.name, metavar="FILE", help=words, nargs=count)
     elif declared.type is bool:
         flag: Any = argparse.BooleanOptionalAction if declared.default is True else "store_true"
         parser.add_argument(option, default=argparse.SUPPRESS, action=flag, help=declared.help.replace("%", "%%"))
     else:
+        several: Any = {"action": "extend", "nargs": "+"} if declared.lines > 1 else {}
         parser.add_argument(
-            option, dest=declared.name, metavar=_metavar(declared), default=argparse.SUPPRESS, help=words,
-            action="append" if declared.lines > 1 else "store",
-        )  # fmt: skip
+            option, dest=declared.name, metavar=_metavar(declared), default=argparse.SUPPRESS, help=words, **several
+        )
 
 
 def _allowed(declared: Setting) -> str:
@@ -113,7 +115,7 @@ def _allowed(declared: Setting) -> str:
         parts.append("may be repeated")
     if declared.default not in (None, ""):
         parts.append(f"default: {declared.default}")
-    return "; ".join(parts) or "text"
+    return "; ".join(parts)
 
 
 def _metavar(declared: Setting) -> str:
@@ -129,7 +131,8 @@ def given_values(options: argparse.Namespace, declared: tuple[Setting, ...]) -> 
 
 
 def work_of(home: Path, device: str, control: Control) -> Work:
-    """What a tool is given: the device, names of networks in `home`, progress on the terminal."""
+    """What a tool is given: the device, names of networks and checkpoints in `home`, progress on the terminal."""
+    from lora_ext.checkpoint.checkpoint_files import find_checkpoint
     from lora_ext.checkpoint.devices import choose_device
     from lora_ext.host.text_parts import stored_text
     from lora_ext.merge.work import Work
@@ -139,15 +142,20 @@ def work_of(home: Path, device: str, control: Control) -> Work:
 
     def find_network(text: str) -> Path | None:
         path = Path(text)
-        return path if path.is_file() else library.find(text)
+        return path if path.is_file() else library.find_file(text)
+
+    def find_model(text: str) -> Path | None:
+        path = Path(text)
+        return path if path.is_file() else find_checkpoint(text, [home / "models" / "Stable-diffusion"])
 
     def open_text(text: str) -> AbstractContextManager[TextPart]:
         if not text:
             raise UserError("no checkpoint is given: name the file of the one that the network is for (--checkpoint)")
-        return stored_text(Work().checkpoint(text), chosen)
+        return stored_text(work.checkpoint(text), chosen)
 
     chosen = choose_device(device)
-    return Work(chosen, control, progress_with_time(), find_network, open_text=open_text)
+    work = Work(chosen, control, progress_with_time(), find_network, find_model, open_text)
+    return work
 
 
 def progress_with_time() -> Progress | None:
@@ -171,13 +179,13 @@ def progress_with_time() -> Progress | None:
 
 @contextlib.contextmanager
 def cancelled_by_signals(control: Control) -> Iterator[Control]:
-    """Ctrl-C and a polite kill end the work between two of its parts, with nothing written; a second one at once."""
+    """Ctrl-C and a polite kill end the work between two of its parts; a second one ends it at once."""
 
     def handle(number: int, frame: types.FrameType | None) -> None:
         if control.stopping:
             raise KeyboardInterrupt
         control.cancel()
-        print("\nStopping; nothing is left behind.", file=sys.stderr, flush=True)
+        print("\nStopping; nothing is left half written.", file=sys.stderr, flush=True)
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {each: signal.signal(each, handle) for each in signals}

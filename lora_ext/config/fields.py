@@ -47,7 +47,8 @@ class Setting:
     def allowed(self) -> str:
         """What may stand here, in words for an error message or a help text."""
         if self.choices:
-            words = "one of " + ", ".join(str(choice) for choice in self.choices)
+            choices = [f'"{choice}"' if "," in str(choice) else str(choice) for choice in self.choices]
+            words = "one of " + ", ".join(choices)
         elif self.type is bool:
             words = "true or false"
         else:
@@ -175,8 +176,8 @@ def _in_range(declared: Setting, value: Any) -> bool:
     return declared.multiple_of is None or value % declared.multiple_of == 0
 
 
-def unknown_setting(name: str, known: Mapping[str, Any]) -> str:
-    """The message for a name that is no setting, with the nearest names that are."""
+def unknown_setting(name: str, known: Mapping[str, Any], command: str = "train") -> str:
+    """The message for a name that is no setting of a command, with the nearest names that are."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; `train --help` lists all of them"
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; `{command} --help` lists all of them"
     return f"{name}: there is no setting of this name{hint}"

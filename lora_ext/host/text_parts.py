@@ -8,17 +8,27 @@ from pathlib import Path
 
 import torch
 
+from lora_ext.checkpoint.checkpoint import Checkpoint
 from lora_ext.checkpoint.patches import TRAINING
 from lora_ext.checkpoint.text_part import TextPart
 from lora_ext.host.standalone.loader import load_text_encoders
-from lora_ext.protocols import Host
+from lora_ext.protocols import Host, UserError
 
 
 @contextlib.contextmanager
-def borrowed_text(host: Host) -> Iterator[TextPart]:
-    """Those of the loaded checkpoint, which nobody else has meanwhile; as they were afterwards."""
-    with host.borrow() as borrow:
-        yield TextPart.of(borrow.checkpoint, TRAINING)
+def borrowed_text(host: Host, path: Path, device: torch.device) -> Iterator[TextPart]:
+    """Those of the loaded checkpoint, which nobody else has meanwhile; as they were afterwards.
+
+    They are read from its file where it cannot be lent, or another one is loaded by the time that it is.
+    """
+    with contextlib.ExitStack() as held:
+        lent: Checkpoint | None = None
+        with contextlib.suppress(UserError):  # --lowvram, weights in 8 bits, nothing loaded
+            lent = held.enter_context(host.borrow()).checkpoint
+        if lent is not None and lent.path == path:
+            yield TextPart.of(lent, TRAINING)
+            return
+    yield load_text_encoders(path, device)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 RunState = Literal["queued", "running", "paused", "finished", "stopped", "failed", "crashed"]
@@ -49,6 +51,18 @@ class RunRecord:
     def active(self) -> bool:
         """Whether the run goes on, is paused or waits for its turn."""
         return self.state in ACTIVE_STATES
+
+    def owns(self, path: Path) -> bool:
+        """Whether the run has written this file, or a file of this name may still come from it."""
+        place = path.resolve()
+        named = re.fullmatch(rf"{re.escape(self.name)}(-\d{{6}}|-step\d{{8}})?", place.stem)
+        may_come = named and place.suffix and place.parent == Path(self.output_dir).resolve()
+        return bool(may_come) or self.has_written(place)
+
+    def has_written(self, path: Path) -> bool:
+        """Whether one of its files is this one, or lies in this folder."""
+        place = path.resolve()
+        return any(Path(file).resolve().is_relative_to(place) for file in self.files)
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""

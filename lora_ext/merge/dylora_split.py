@@ -14,7 +14,7 @@ from lora_ext.merge.inputs import left_out_words
 from lora_ext.merge.low_rank_out import Source, changed_metadata, kind_metadata, named_tensors, network_arguments
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
-from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
+from lora_ext.merge.work import OutputFile, ToolReport, Work, all_or_none, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
 from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.protocols import UserError
@@ -74,18 +74,13 @@ def run(settings: DyloraSplitSettings, work: Work) -> ToolReport:
     """Write all files; those that were written are taken away again where the work is stopped or one cannot be."""
     plan = _plan(settings, work)
     written: list[OutputFile] = []
-    new = [path for path in plan.outputs.values() if not path.exists()]
-    try:
+    with all_or_none(plan.outputs.values()):
         for done, (rank, path) in enumerate(plan.outputs.items()):
             work.step(done, len(plan.outputs))
             modules = plan.modules(rank)
             written.append(
                 write_result(path, named_tensors(modules), _metadata(plan, modules, rank, path), plan.precision, work)
             )
-    except BaseException:
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise
     work.step(len(plan.outputs), len(plan.outputs))
     return _report(plan, written)
 

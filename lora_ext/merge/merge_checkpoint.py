@@ -69,7 +69,8 @@ class _Plan:
         facts["Precision"] = self.precision
         if self.yaml is not None:
             facts["How it is built"] = f"{file.path.with_suffix('.yaml').name} is copied beside it"
-        return ToolReport("Networks into a checkpoint", facts, warnings=self._warnings(), files=files)
+        details = {"checkpoint": str(file.path)}
+        return ToolReport("Networks into a checkpoint", facts, (), self._warnings(), files, details=details)
 
     def _warnings(self) -> list[str]:
         path = self.checkpoint.file.path

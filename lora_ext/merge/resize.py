@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lora_ext.merge.references import references_of
 from lora_ext.merge.resize_report import Resized, report_of
 from lora_ext.merge.resized_ranks import Ranks, Selection, selected_by_rank, selected_by_recipe
 from lora_ext.merge.tools import Tool
-from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
+from lora_ext.merge.work import OutputFile, ToolReport, Work, all_or_none, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.matching import match
@@ -49,7 +50,7 @@ class _Opened:
 
 
 def run(settings: ResizeSettings, work: Work) -> ToolReport:
-    """Write the resized networks; files that are whole when the work is stopped stay."""
+    """Write the resized networks, all or none: a stop takes away what it has written, but for what was replaced."""
     return _resized(settings, work, writes=True)
 
 
@@ -63,9 +64,10 @@ def _resized(settings: ResizeSettings, work: Work, writes: bool) -> ToolReport:
     checkpoint = _checkpoint(settings, recipes, work)
     orders = _orders(settings, recipes, work, [checkpoint.file.path] if checkpoint else [])
     results: list[Resized] = []
-    for number, order in enumerate(orders):
-        results += _one(settings, work, order, ranks, checkpoint, writes, _portion(work, number, len(orders)))
-    work.step(_PARTS, _PARTS)
+    with all_or_none(out for order in orders for _, out in order.outputs) if writes else contextlib.nullcontext():
+        for number, order in enumerate(orders):
+            results += _one(settings, work, order, ranks, checkpoint, writes, _portion(work, number, len(orders)))
+        work.step(_PARTS, _PARTS)
     return report_of(results, with_values=not writes)
 
 

@@ -65,7 +65,7 @@ def make_settings(tool: Tool, values: Mapping[str, Any]) -> Any:
     problems, parsed = [], {}
     for name, value in values.items():
         if name not in declared:
-            problems.append(unknown_setting(name, declared))
+            problems.append(unknown_setting(name, declared, tool.name))
             continue
         parsed[name], problem = parse_value(declared[name], value)
         if problem is not None:

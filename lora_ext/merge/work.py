@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,29 +134,24 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
 
     It is none of the inputs, is no folder, and does not exist unless `overwrite`; its disk has room.
     """
-    if out.suffix.lower() != ".safetensors":
-        raise UserError(f"{out}: files are written as .safetensors; give a name that ends with it")
-    for each in inputs:
-        if _is_same(out, each):
-            raise UserError(f"{out} is read and would be written over: give the output another name")
     try:
-        is_folder, is_there = out.is_dir(), out.exists()
+        _check_output(out, inputs, overwrite, needed_bytes)
     except OSError as error:  # a name that is too long, or a folder that may not be looked into
         raise UserError(f"{out} cannot be written ({error.strerror or error}): give another name or folder") from error
-    if is_folder:
-        raise UserError(f"{out} is a folder: give the name of a file in it")
-    if is_there and not overwrite:
-        raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
-    folder = _existing_parent(out)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to: choose another folder, or free this one")
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise UserError(
-            f"{out} takes about {needed_bytes / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB left: free some "
-            "space, or choose another folder"
-        )
     return out
+
+
+@contextlib.contextmanager
+def all_or_none(outputs: Iterable[Path]) -> Iterator[None]:
+    """Take the outputs away that were not there before, where the block is stopped or fails between two of them."""
+    new = [path for path in outputs if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):  # it is not there, or held: what went wrong first is what is told
+                path.unlink()
+        raise
 
 
 def write_result(
@@ -208,6 +204,8 @@ def _as_json(value: Any) -> Any:
 
 
 def _found(path: Path | None, text: str, what: str, where: str) -> Path:
+    if not text.strip():
+        raise UserError(f"no {what} is given: give the path of its file, or the name of one in {where}")
     if path is None:
         raise UserError(f"{text!r}: there is no such {what}; give the path of its file, or the name of one in {where}")
     return path
@@ -218,6 +216,29 @@ def _is_same(left: Path, right: Path) -> bool:
         return left.samefile(right)
     except OSError:  # one of them does not exist
         return os.path.normcase(left.absolute()) == os.path.normcase(right.absolute())
+
+
+def _check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_bytes: int) -> None:
+    if out.suffix.lower() != ".safetensors":
+        raise UserError(f"{out}: files are written as .safetensors; give a name that ends with it")
+    for each in inputs:
+        if _is_same(out, each):
+            raise UserError(f"{out} is read and would be written over: give the output another name")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give the name of a file in it")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
+    folder = _existing_parent(out)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, and {out} would have to lie in it: give another folder")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: choose another folder, or free this one")
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError(
+            f"{out} takes about {needed_bytes / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB left: free some "
+            "space, or choose another folder"
+        )
 
 
 def _existing_parent(path: Path) -> Path:

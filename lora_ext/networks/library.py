@@ -77,6 +77,14 @@ class NetworkLibrary:
         aliased = [path for path in files if self.alias(path) == name]
         return aliased[0] if len(aliased) == 1 else None
 
+    def find_file(self, text: str) -> Path | None:
+        """What `find` gives for a name as a person writes it, with or without its ending; an empty one is none."""
+        if not text:
+            return None
+        ending = os.path.splitext(text)[1].lower()
+        named = (path for path in self._files((ending,)) if path.name == text) if ending in KNOWN_SUFFIXES else ()
+        return self.find(text) or next(iter(named), None)
+
     def _find_epoch(self, name: str, epoch: Epoch) -> Path | None:
         files = self.epochs_of(_EPOCH_SUFFIX.sub("", name))
         if not files:

@@ -75,7 +75,7 @@ def add_network_routes(router: APIRouter, runner: JobRunner, host: Host) -> None
     def metadata(body: MetadataBody) -> dict[str, Any]:
         """Set metadata in a network's file."""
         path = named(body.path)
-        _refuse_in_training(path, runner)
+        refuse_in_training(path, runner)
         edit_metadata(path, {key: value or None for key, value in body.values.items()})
         return _card(path)
 
@@ -118,11 +118,15 @@ def _header(path: Path) -> NetworkHeader | None:
         return None  # the card says so
 
 
-def _refuse_in_training(path: Path, runner: JobRunner) -> None:
-    """Raise UserError for a file of a run that goes on: it may be replaced or deleted at any time."""
+def refuse_in_training(path: Path, runner: JobRunner) -> None:
+    """Raise UserError for a file of a run that goes on, which may be replaced or deleted at any time.
+
+    A folder is refused where one of the run's files lies in it.
+    """
     record = runner.status().record
-    if record is not None and record.active and str(path) in record.files:
-        raise UserError(f"{path.name} belongs to {record.name}, which is in training: wait until that has ended")
+    if record is not None and record.active and record.owns(path):
+        what = f"{path} holds files of" if path.is_dir() else f"{path.name} belongs to"
+        raise UserError(f"{what} {record.name}, which is in training: wait until that has ended, or take another name")
 
 
 def _decoded(picture: str) -> bytes:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from lora_ext.checkpoint.checkpoint_files import CHECKPOINT_SUFFIXES, find_checkpoint, list_checkpoints
 from lora_ext.networks.library import KNOWN_SUFFIXES, NetworkLibrary
 from lora_ext.networks.listing import list_networks
 from lora_ext.protocols import Host, UserError
 
 LOADED = "loaded"
 """The name of the checkpoint that is loaded at the moment."""
-
-_CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 
 
 class ToolFiles:
@@ -33,14 +32,14 @@ class ToolFiles:
 
     def checkpoint_names(self) -> list[str]:
         """The loaded checkpoint, then every one in the folders."""
-        return [LOADED, *_named(list(self._checkpoints()))]
+        return [LOADED, *_named(list(list_checkpoints(self.host.folders().checkpoints)))]
 
     def find_network(self, text: str) -> Path | None:
         """The file of a network; UserError for a path that is outside the folders."""
         folders = self.host.folders().networks
         if _is_path(text):
             return self._within(text, folders, KNOWN_SUFFIXES, "network")
-        return NetworkLibrary(folders).find(text)
+        return NetworkLibrary(folders).find_file(text)
 
     def find_checkpoint(self, text: str) -> Path | None:
         """The file of a checkpoint; UserError for a path that is outside the folders."""
@@ -51,9 +50,10 @@ class ToolFiles:
             return loaded
         if loaded is not None and text in (str(loaded), loaded.stem):
             return loaded
+        folders = self.host.folders().checkpoints
         if _is_path(text):
-            return self._within(text, self.host.folders().checkpoints, _CHECKPOINT_SUFFIXES, "checkpoint")
-        return next((path for path in self._checkpoints() if text in (path.stem, path.name)), None)
+            return self._within(text, folders, CHECKPOINT_SUFFIXES, "checkpoint")
+        return find_checkpoint(text, folders)
 
     def output(self, name: str, text: str, checkpoint: bool) -> Path:
         """Where a tool writes to: a name in the first folder of its kind, or a path in one of the folders.
@@ -92,12 +92,6 @@ class ToolFiles:
             )
         return next((path for path in inside if path.is_file()), None)
 
-    def _checkpoints(self) -> Iterator[Path]:
-        for folder in self.host.folders().checkpoints:
-            for root, directories, names in os.walk(folder, followlinks=True):
-                directories.sort(key=str.lower)
-                yield from (Path(root, name) for name in sorted(names, key=str.lower) if _is_checkpoint(name))
-
 
 def _all_folders(host: Host) -> tuple[Path, ...]:
     folders = host.folders()
@@ -106,10 +100,6 @@ def _all_folders(host: Host) -> tuple[Path, ...]:
 
 def _is_in(path: Path, folders: Sequence[Path]) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
-
-
-def _is_checkpoint(name: str) -> bool:
-    return name.lower().endswith(_CHECKPOINT_SUFFIXES) and not name.lower().endswith(".vae.safetensors")
 
 
 def _named(paths: Sequence[Path]) -> list[str]:

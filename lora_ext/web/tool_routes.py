@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lora_ext.merge.tools import MODULES, Tool, make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
 from lora_ext.protocols import Control, Host, Progress, UserError
 from lora_ext.web.form_values import shown_value
+from lora_ext.web.network_routes import refuse_in_training
 from lora_ext.web.tool_files import LOADED, ToolFiles
 from lora_ext.web.tool_report import report_html
 
@@ -44,7 +46,8 @@ class _Desk:
     def begin(self, name: str, values: Mapping[str, Any], preview: bool) -> ToolStatus:
         """Check what is given, and start; UserError where something is wrong, or another work goes on."""
         tool = _tool(name)
-        settings = make_settings(tool, _with_outputs(tool, values, self.files, self.runner))
+        settings = make_settings(tool, _with_outputs(tool, values, self.files))
+        self._refuse_in_training(tool, settings)
         device = device_of(getattr(settings, "device", "cpu"), self.host, _in_training(self.runner))
 
         def work_of(control: Control, progress: Progress) -> Work:
@@ -55,6 +58,15 @@ class _Desk:
 
         return self.runner.tools.start(tool, settings, work_of, values, preview, self._tell)
 
+    def _refuse_in_training(self, tool: Tool, settings: Any) -> None:
+        """Refuse what would change a file of a run that goes on; what is only added to its folder does not."""
+        written = [Path(getattr(settings, each.name)) for each in tool.declared() if each.kind == "output"]
+        if tool.changes_input:
+            written += filter(None, [self.files.find_network(settings.file)])
+        for path in written:
+            if not os.path.isdir(path) or settings.overwrite:
+                refuse_in_training(path, self.runner)
+
     def _open_text(self, text: str, device: torch.device) -> AbstractContextManager[TextPart]:
         from lora_ext.host.text_parts import borrowed_text, stored_text
 
@@ -62,7 +74,7 @@ class _Desk:
         if path is None:
             raise UserError(f"{text}: there is no such checkpoint; choose one of the list")
         is_free = path == self.host.loaded_checkpoint() and not _in_training(self.runner)
-        return borrowed_text(self.host) if is_free else stored_text(path, device)
+        return borrowed_text(self.host, path, device) if is_free else stored_text(path, device)
 
     def _tell(self, report: ToolReport) -> None:
         for each in report.files:
@@ -159,23 +171,11 @@ def _tool(name: str) -> Tool:
     return tool_named(name)
 
 
-def _with_outputs(tool: Tool, values: Mapping[str, Any], files: ToolFiles, runner: JobRunner) -> dict[str, Any]:
-    """The values with whole paths for what is written; UserError for what a training is about to write itself."""
-    placed: dict[str, Any] = dict(values)
-    written: list[Path | None] = []
-    for declared in tool.declared():
-        if declared.kind == "output":
-            out = files.output(declared.name, str(values.get(declared.name) or ""), tool.writes_checkpoints)
-            placed[declared.name] = str(out)
-            written.append(out)
-    if tool.changes_input:
-        written.append(files.find_network(str(values.get("file", ""))))
-    record = runner.status().record
-    if record is not None and record.active:
-        busy = [path.name for path in written if path is not None and str(path) in record.files]
-        if busy:
-            raise UserError(f"{busy[0]} belongs to {record.name}, which is in training: wait, or take another name")
-    return placed
+def _with_outputs(tool: Tool, values: Mapping[str, Any], files: ToolFiles) -> dict[str, Any]:
+    """The values with whole paths for what is written."""
+    outputs = [each.name for each in tool.declared() if each.kind == "output"]
+    placed = {name: files.output(name, str(values.get(name) or ""), tool.writes_checkpoints) for name in outputs}
+    return {**values, **{name: str(path) for name, path in placed.items()}}
 
 
 def _in_training(runner: JobRunner) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_help_tells_what_is_declared(command: Callable) -> None:
     assert "FILE The network to scale." in shown
     assert "--factor X 100 % is 1. (a number from 0 to 10; default: 1.0)" in shown
     assert '--conv-rank N For convolutions. (a whole number of at least 1, or "none")' in shown
-    assert "--note TEXT One a line. (text; may be repeated)" in shown
+    assert "--note TEXT [TEXT ...] One a line. (text; may be repeated)" in shown
     assert "--method TEXT Which tensors. (one of all, up; default: all)" in shown
     assert "--overwrite Replace what is there." in shown
     assert "--preview" in shown and "--json" in shown and "--home DIR" in shown
@@ -88,6 +89,24 @@ def test_a_tool_by_its_command(command: Callable, network: Path, tmp_path: Path)
     told = json.loads(command(*words, "--overwrite", "--json").out)
     assert told["files"] == [{"path": str(out), "bytes": out.stat().st_size}]
     assert (told["factor"], told["modules"][0]["rank_after"]) == (0.5, 2)
+
+
+def test_several_values_may_follow_one_option(command: Callable, network: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    done = command("scale", network, "--note", "one", "two", "--note", "three", "--out", out)
+    assert done.code == 0 and "Notes    one + two + three" in done.out
+
+
+def test_checkpoints_have_names_in_a_home(command: Callable, tiny_checkpoint_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "Stable-diffusion"
+    folder.mkdir(parents=True)
+    shutil.copyfile(tiny_checkpoint_path, folder / "model.safetensors")
+    write_network(tmp_path / "cat.safetensors", {"lora_unet_a.alpha": torch.tensor(4.0)}, {}, "fp16")
+    for name in ("model", "model.safetensors"):
+        done = command("check", tmp_path / "cat.safetensors", "--checkpoint", name, "--home", tmp_path)
+        assert "there is no such checkpoint" not in done.err
+    done = command("check", tmp_path / "cat.safetensors", "--checkpoint", "other", "--home", tmp_path)
+    assert done.code == 2 and "'other': there is no such checkpoint" in done.err
 
 
 def test_a_path_needs_no_home(command: Callable, network: Path, tmp_path: Path) -> None:

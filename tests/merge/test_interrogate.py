@@ -138,9 +138,11 @@ def test_the_loaded_checkpoint_is_borrowed_and_given_back(
     monkeypatch.setattr(interrogate, "vocabulary_size", lambda module: 64)
     encoder = tiny_host.loaded.checkpoint.text_encoders[0]
     before = [each.clone() for each in encoder.module.parameters()]
-    with borrowed_text(tiny_host) as part:
+    path = tiny_host.loaded.checkpoint.path
+    assert path is not None
+    with borrowed_text(tiny_host, path, CPU) as part:
         network = write(tmp_path / "net.safetensors", network_for(part))
-    work = Work(open_text=lambda text: borrowed_text(tiny_host))
+    work = Work(open_text=lambda text: borrowed_text(tiny_host, path, CPU))
     assert len(run(network, Path("loaded"), work).as_json()["tokens"]) == 20
     control = Control()
     stopped = Work(control=control, progress=lambda *step: control.cancel(), open_text=work.open_text)
@@ -148,6 +150,22 @@ def test_the_loaded_checkpoint_is_borrowed_and_given_back(
         run(network, Path("loaded"), stopped)
     assert all(torch.equal(each, old) for each, old in zip(encoder.module.parameters(), before, strict=True))
     assert tiny_host.loaded.checkpoint.ledger.owner is None
+
+
+def test_another_checkpoint_than_the_loaded_one_is_read_from_its_file(
+    tiny_host: StandaloneHost, tiny_kind_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with borrowed_text(tiny_host, tiny_kind_path("sdxl"), CPU) as part:  # it was loaded when the work began
+        assert part.name == "tiny-sdxl" and tiny_host.loaded.checkpoint.ledger.owner is None
+
+    def refuse() -> Any:
+        raise UserError("the WebUI was started with --lowvram")
+
+    monkeypatch.setattr(tiny_host, "borrow", refuse)
+    path = tiny_host.loaded.checkpoint.path
+    assert path is not None
+    with borrowed_text(tiny_host, path, CPU) as part:
+        assert part.name == path.stem
 
 
 def test_what_cannot_be_told_is_said(tiny_kind_path: Callable[[str], Path], tmp_path: Path) -> None:

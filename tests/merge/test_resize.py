@@ -337,5 +337,20 @@ def test_stopping_leaves_nothing_behind(file: Path, tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == [file]
 
 
+def test_stopping_at_the_second_of_two_takes_the_first_away(file: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.safetensors", {TEXT: low_rank(SHAPES[TEXT])})
+    control, out = Control(), tmp_path / "small"
+    written: list[str] = []
+
+    def stop(done: int, total: int) -> None:
+        written.extend(path.name for path in out.glob("*.safetensors"))
+        if written:
+            control.cancel()
+
+    with pytest.raises(Cancelled):
+        resize(f"{file}\n{other}\n", out, Work(control=control, progress=stop), rank=2)
+    assert written == ["style.safetensors"] and list(out.iterdir()) == []
+
+
 def test_the_tool_is_registered() -> None:
     assert tool_named("resize") is TOOL

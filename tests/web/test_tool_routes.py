@@ -116,6 +116,18 @@ def test_no_output_leads_out(served: Any, folder: Path, out: str) -> None:
     assert ("out is empty" if not out else f"from here files are written into {folder}") in answer.json()["error"]
 
 
+IMPOSSIBLE = {"x" * 300 + ".safetensors": "cannot be written (", "cat.safetensors/x.safetensors": "is a file, and"}
+
+
+@pytest.mark.parametrize("tool", ["scale", "resize"])
+@pytest.mark.parametrize("out", IMPOSSIBLE)
+def test_an_output_that_no_disk_can_have_is_told_in_words(served: Any, folder: Path, out: str, tool: str) -> None:
+    values = {"scale": {"file": "cat"}, "resize": {"files": "cat", "rank": 1}}[tool]
+    served.client.post(f"{API}/tools/{tool}/run", json={"settings": {**values, "out": out}})
+    (problem,) = ended(served.client)["problems"]
+    assert IMPOSSIBLE[out] in problem and "Error" not in problem
+
+
 def test_no_input_leads_out(served: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copyfile(folder / "cat.safetensors", tmp_path / "hidden.safetensors")
     for name in (str(tmp_path / "hidden.safetensors"), "../../../hidden.safetensors", "dog"):
@@ -131,6 +143,8 @@ def test_wrong_values_are_told_at_once(served: Any, folder: Path) -> None:
     answer = post(served.client, "run", file="cat", out="x.safetensors", factor="11", method="none")
     assert answer.status_code == 400
     assert [problem.split(":")[0] for problem in answer.json()["problems"]] == ["factor = '11'", "method = 'none'"]
+    unknown = post(served.client, "run", file="cat", out="x.safetensors", bogus=1).json()["problems"]
+    assert unknown == ["bogus: there is no setting of this name; `scale --help` lists all of them"]
     assert "there is no tool" in served.client.post(f"{API}/tools/nothing/run", json={"settings": {}}).json()["error"]
 
 
@@ -141,12 +155,47 @@ def test_a_card_that_a_training_has_is_left_to_it(served: Any) -> None:
 
 
 def test_files_of_a_training_are_left_alone(served: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = RunRecord("1", "cat", "running", 0.0, "", files=[str(folder / "cat.safetensors")])
+    own = folder / "own" / "cat-000001.safetensors"
+    for file in (own, folder / "own" / "dog.safetensors"):
+        write_network(file, {"lora_unet_a.alpha": torch.tensor(4.0)}, {}, "fp16")
+    record = RunRecord("1", "cat", "running", 0.0, str(folder), files=(str(folder / "cat.safetensors"), str(own)))
     monkeypatch.setattr(served.runner, "status", lambda: RunStatus(record))
-    post(served.client, "run", file="cat", out="copy.safetensors")
-    assert ended(served.client)["state"] == "finished"
-    overwriting = post(served.client, "run", file="copy", out="cat.safetensors", overwrite=True)
+    for out in (
+        "copy.safetensors",
+        "own/cat.safetensors",
+    ):  # the second is no file of the run: it is in no folder of it
+        post(served.client, "run", file="cat", out=out)
+        assert ended(served.client)["state"] == "finished"
+    for out in (
+        "cat.safetensors",
+        "cat-000002.safetensors",
+        "cat-step00000100.safetensors",
+        "own/cat-000001.safetensors",
+    ):
+        answer = post(served.client, "run", file="copy", out=out, overwrite=True)
+        assert f"{Path(out).name} belongs to cat, which is in training" in answer.json()["error"]
     editing = served.client.post(f"{API}/tools/metadata/run", json={"settings": {"file": "cat", "set": "a=b"}})
-    for answer in (overwriting, editing):
-        assert answer.status_code == 400
-        assert "cat.safetensors belongs to cat, which is in training" in answer.json()["error"]
+    assert editing.status_code == 400 and "belongs to cat, which is in training" in editing.json()["error"]
+
+
+def test_a_folder_with_files_of_a_training_is_only_added_to(
+    served: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = folder / "own" / "cat-000001.safetensors"
+    write_network(own, {"lora_unet_a.alpha": torch.tensor(4.0)}, {}, "fp16")
+    record = RunRecord("1", "cat", "running", 0.0, str(folder / "own"), files=(str(own),))
+    monkeypatch.setattr(served.runner, "status", lambda: RunStatus(record))
+    resize = f"{API}/tools/resize/run"
+    values = {"files": "cat\ncat-000001", "rank": 1, "out": "own"}
+    refused = served.client.post(resize, json={"settings": {**values, "overwrite": True}})
+    assert refused.status_code == 400 and "own holds files of cat, which is in training" in refused.json()["error"]
+    assert served.client.post(resize, json={"settings": values}).status_code == 200
+    ended(served.client)
+
+
+def test_names_may_have_their_ending_and_an_empty_one_is_none(served: Any, folder: Path) -> None:
+    write_network(folder / "old.safetensors", {"lora_unet_a.alpha": torch.tensor(4.0)}, {"ss_output_name": ""}, "fp16")
+    post(served.client, "run", file="cat.safetensors", out="a.safetensors")
+    assert ended(served.client)["state"] == "finished"
+    post(served.client, "run", file="", out="b.safetensors")
+    assert "no network is given" in ended(served.client)["problems"][0]

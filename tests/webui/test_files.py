@@ -140,6 +140,39 @@ def test_by_clicking(page: Page, webui: WebUI, pair: Path) -> None:
     page.screenshot(path=SCREENSHOTS / "webui-files-plot.png", full_page=True)
 
 
+@pytest.mark.browser
+def test_a_merged_checkpoint_is_loaded_and_compared_by_clicking(page: Page, webui: WebUI, pair: Path) -> None:
+    before = webui.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    source = before.split(" [")[0].removesuffix(".safetensors")
+    page.locator(".lw-kind[data-tool=merge-checkpoint]").click()
+    form = page.locator(".lw-tool[data-tool=merge-checkpoint]")
+    form.locator("[name=checkpoint]").fill("loaded")
+    form.locator("[name=network]").fill("u6-one:0.6")
+    form.locator("[name=network]").blur()  # a name is suggested now
+    form.locator("[name=out]").fill("u6-clicked.safetensors")
+    try:
+        form.locator("[data-lw-action=run-tool]").click()
+        page.locator("[data-lw-action=compare-checkpoints]").click()
+        page.wait_for_function("!document.querySelector('[data-lw-action=compare-checkpoints]').disabled")
+        shown = {
+            name: page.locator(f"{PLOT}{name} :is(textarea, input)").first.input_value()
+            for name in ("x_type", "x_values", "y_type")
+        }
+        assert shown == {"x_type": "Checkpoint name", "x_values": f"{source}, u6-clicked", "y_type": "Nothing"}
+        page.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
+        page.screenshot(path=SCREENSHOTS / "webui-files-checkpoint.png", full_page=True)
+        page.locator("#lw-tool-next [data-lw-action=load-checkpoint]").click()
+        deadline = time.monotonic() + 120
+        while not webui.call("/sdapi/v1/options")["sd_model_checkpoint"].startswith("u6-clicked.safetensors"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        webui.set_options(sd_model_checkpoint=before)
+        for written in Path(webui.call("/sdapi/v1/sd-models")[0]["filename"]).parent.glob("u6-clicked*"):
+            written.unlink()
+        webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
 def test_a_work_is_cancelled_and_leaves_nothing(webui: WebUI, pair: Path) -> None:
     webui.call(f"{API}/tools/interrogate/run", {"settings": {"file": "u6-one", "checkpoint": "loaded"}})
     webui.call(f"{API}/tools/cancel", {})

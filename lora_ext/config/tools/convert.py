@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import overwrite_setting, stored_precision_setting
 
 WORDS = ("as stored", "sd-scripts", "diffusers")
 
@@ -19,9 +20,6 @@ class ConvertSettings:
         "most programs, diffusers' by diffusers and peft. As stored keeps them.",
         choices=WORDS, sd_scripts="",
     )  # fmt: skip
-    precision: str = setting(
-        "as stored", "Precision", "What the numbers are stored in.",
-        choices=("as stored", "fp32", "fp16", "bf16"), sd_scripts="",
-    )  # fmt: skip
+    precision: str = stored_precision_setting()
     out: str = setting("", "Output", "The file to write, ending with .safetensors.", kind="output", sd_scripts="")
-    overwrite: bool = setting(False, "Overwrite", "Replace the output if it is there already.", sd_scripts="")
+    overwrite: bool = overwrite_setting()

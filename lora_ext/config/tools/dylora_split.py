@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import overwrite_setting, stored_precision_setting
 
 STRENGTHS = ("kept", "trained")
 
@@ -25,13 +26,10 @@ class DyloraSplitSettings:
         "the strength that each rank was trained with, which is less; others were trained with what is kept.",
         choices=STRENGTHS, sd_scripts="",
     )  # fmt: skip
-    precision: str = setting(
-        "as stored", "Precision", "What the numbers are stored in.",
-        choices=("as stored", "fp32", "fp16", "bf16"), sd_scripts="",
-    )  # fmt: skip
+    precision: str = stored_precision_setting()
     out: str = setting(
         "", "Output", "A folder, or a name ending with .safetensors; each file's rank is put behind the name: "
         "name-0004.safetensors.",
         kind="output", sd_scripts="",
     )  # fmt: skip
-    overwrite: bool = setting(False, "Overwrite", "Replace the outputs that are there already.", sd_scripts="")
+    overwrite: bool = overwrite_setting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import device_setting, overwrite_setting
 
 MODES = ("fixed", "threshold", "ratio", "quantile")
 PARTS = ("unet,te", "unet", "te")
@@ -80,11 +81,8 @@ class ExtractSettings:
         "fp16", "Precision", "Of the file that is written: fp16 and bf16 halve it.", choices=("fp32", "fp16", "bf16"),
         sd_scripts="",
     )  # fmt: skip
-    device: str = setting(
-        "auto", "Device", "Where it is computed; auto is the graphics card where there is one.",
-        choices=("auto", "cpu", "cuda"), sd_scripts="",
-    )  # fmt: skip
+    device: str = device_setting()
     out: str = setting(
         "", "Output", "The file to write, ending with .safetensors.", sd_scripts="", kind="output"
     )  # fmt: skip
-    overwrite: bool = setting(False, "Overwrite", "Replace the output if it is there already.", sd_scripts="")
+    overwrite: bool = overwrite_setting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import device_setting
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,4 @@ class InterrogateSettings:
         1, "Clip skip", "The text encoder's layer from the end, as in training; SDXL always takes its own.",
         minimum=1, maximum=12, sd_scripts="",
     )  # fmt: skip
-    device: str = setting(
-        "auto", "Compute on", "auto is the graphics card where there is one that can be used.",
-        choices=("auto", "cpu", "cuda"), sd_scripts="",
-    )  # fmt: skip
+    device: str = device_setting()

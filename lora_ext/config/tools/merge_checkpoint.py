@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import device_setting, overwrite_setting, stored_precision_setting
 from lora_ext.config.tools.weighted import lbw_setting, networks_setting, te_weight_setting
 
 
@@ -19,17 +20,13 @@ class MergeCheckpointSettings:
     network: str = networks_setting()
     te_weight: str = te_weight_setting()
     lbw: str = lbw_setting()
-    precision: str = setting(
-        "as stored", "Precision", "What the numbers are rounded to, once: as stored is the checkpoint's own precision, "
-        "and keeps every tensor that no network changes byte for byte; fp16 halves a file in fp32.",
-        choices=("as stored", "fp32", "fp16", "bf16"), sd_scripts="",
-    )  # fmt: skip
+    precision: str = stored_precision_setting(
+        "What the numbers are rounded to, once: as stored is the checkpoint's own precision, "
+        "and keeps every tensor that no network changes byte for byte; fp16 halves a file in fp32."
+    )
+    device: str = device_setting()
     out: str = setting(
         "", "Output", "The file to write, a .safetensors; a YAML beside the checkpoint is copied beside it.",
         sd_scripts="", kind="output",
     )  # fmt: skip
-    overwrite: bool = setting(False, "Overwrite", "Replace the output where it is there already.", sd_scripts="")
-    device: str = setting(
-        "auto", "Compute on", "auto is the graphics card where there is one that can be used.",
-        choices=("auto", "cpu", "cuda"), sd_scripts="",
-    )  # fmt: skip
+    overwrite: bool = overwrite_setting()

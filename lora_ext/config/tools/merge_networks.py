@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import device_setting, overwrite_setting, stored_precision_setting
 from lora_ext.config.tools.weighted import lbw_setting, networks_setting, te_weight_setting
 
 METHODS = ("concat", "svd")
-PRECISIONS = ("as stored", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,7 @@ class MergeNetworksSettings:
     )  # fmt: skip
     te_weight: str = te_weight_setting()
     lbw: str = lbw_setting()
-    precision: str = setting(
-        "as stored", "Precision", "What the numbers are stored in. As stored: as in the first network.",
-        choices=PRECISIONS, sd_scripts="",
-    )  # fmt: skip
-    device: str = setting(
-        "auto", "Device", "Where it is computed: auto takes the graphics card if there is one.",
-        choices=("auto", "cpu", "cuda"), sd_scripts="",
-    )  # fmt: skip
+    precision: str = stored_precision_setting("What the numbers are stored in. As stored: as in the first network.")
+    device: str = device_setting()
     out: str = setting("", "Output", "The file to write, ending with .safetensors.", kind="output", sd_scripts="")
-    overwrite: bool = setting(False, "Overwrite", "Replace the output if it is there already.", sd_scripts="")
+    overwrite: bool = overwrite_setting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import overwrite_setting, stored_precision_setting
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,6 @@ class RepairSettings:
     file: str = setting(
         "", "Network", "Name or file of the network; it stays as it is.", sd_scripts="", kind="network"
     )  # fmt: skip
-    precision: str = setting(
-        "as stored", "Precision", "How numbers are stored: as stored is the file's own precision, and loses nothing.",
-        choices=("as stored", "fp32", "fp16", "bf16"), sd_scripts="",
-    )  # fmt: skip
+    precision: str = stored_precision_setting()
     out: str = setting("", "Output", "The file to write, a .safetensors.", sd_scripts="", kind="output")
-    overwrite: bool = setting(False, "Overwrite", "Replace the output where it is there already.", sd_scripts="")
+    overwrite: bool = overwrite_setting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_ext.config.fields import setting
+from lora_ext.config.tools.shared import device_setting, overwrite_setting, stored_precision_setting
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,11 @@ class ResizeSettings:
         "", "Checkpoint", "The checkpoint whose weights a recipe compares with (spn_ckpt, fro_ckpt, subspace).",
         sd_scripts="", kind="checkpoint",
     )  # fmt: skip
-    precision: str = setting(
-        "as stored", "Precision", "What the numbers are stored in. As stored: as in the network that is read.",
-        choices=("as stored", "fp32", "fp16", "bf16"), sd_scripts="",
-    )  # fmt: skip
-    device: str = setting(
-        "auto", "Device", "Where it is computed: auto takes the graphics card if there is one.",
-        choices=("auto", "cpu", "cuda"), sd_scripts="",
-    )  # fmt: skip
+    precision: str = stored_precision_setting()
+    device: str = device_setting()
     out: str = setting(
         "", "Output", "The file to write, ending with .safetensors; a folder where there are several networks or "
         "recipes.",
         sd_scripts="", kind="output",
     )  # fmt: skip
-    overwrite: bool = setting(False, "Overwrite", "Replace files that are there already.", sd_scripts="")
+    overwrite: bool = overwrite_setting()
