@@ -24,7 +24,7 @@ _BATCH = 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
 _LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
-_MOST_OFF = 5e-4  # less than a tenth of it is usual
+_MOST_OFF = 1e-3  # less than a tenth of it is usual
 _PIECE = 2048  # rows of which the products are summed in fp32
 _UNIT, _UNIT_OF_FEW = 7e-7, 4e-6
 """What fp32 does to the squares of the singular values of factors of r ranks, as a share of the bound of ‖up‖²‖down‖²:
@@ -84,7 +84,7 @@ def factored_svds(
 
 
 def cut_is_exact(values: Tensor, off: Tensor, rank: int) -> bool:
-    """Whether the first `rank` singular values (k,) and the product that they make are good to 5e-4, at the worst.
+    """Whether the first `rank` singular values (k,) and the product that they make are good to 1e-3, at the worst.
 
     Each value may be `off`. Vectors turn towards those that are cut off by that over the distance to their values.
     """

@@ -193,7 +193,7 @@ def test_outputs_that_may_not_be_written(bases: dict[str, Path], tmp_path: Path)
         ({"mode": "quantile", "quantile": 2}, "quantile = 2: allowed is a number from 0 to 1"),
         ({"mode": "best"}, "allowed is one of fixed, threshold, ratio, quantile"),
         ({"base": ""}, "base: no checkpoint is named"),
-        ({"what": "vae"}, "allowed is one of unet,te, unet, te"),
+        ({"what": "vae"}, 'allowed is one of "unet,te", unet, te'),
     ],
 )
 def test_settings_that_make_no_sense(
