@@ -112,6 +112,7 @@
     showProblems(of, []);
     try {
       show(await ask(`tools/${of.dataset.tool}/${what}`, { settings: values(of) }));
+      byId("tool-live").scrollIntoView({ block: "nearest", behavior: "smooth" });
     } catch (error) {
       showProblems(of, error.problems || [error.message]);
       page().querySelector(".lw-wrong")?.scrollIntoView({ block: "center", behavior: "smooth" });
@@ -138,12 +139,17 @@
     }
   }
 
+  /* Only what has changed is written: a screen reader tells it then. */
+  function setText(id, text) {
+    if (byId(id).textContent !== text) byId(id).textContent = text;
+  }
+
   function show(status) {
     const running = status.state === "running";
     const of = form(status.tool);
     byId("tool-live").dataset.state = status.state;
-    byId("tool-state").textContent = STATES[status.state];
-    byId("tool-name").textContent = of ? `${status.preview ? "preview: " : ""}${of.dataset.title}` : "";
+    setText("tool-state", STATES[status.state]);
+    setText("tool-name", of ? `${status.preview ? "preview: " : ""}${of.dataset.title}` : "");
     const percent = status.state === "finished" ? 100 : status.total ? Math.round((1000 * status.done) / status.total) / 10 : 0;
     byId("tool-bar-fill").style.width = `${percent}%`;
     byId("tool-bar").setAttribute("aria-valuenow", String(percent));

@@ -16,8 +16,8 @@ _OF_THE_OUTPUT = ("precision", "device", "overwrite")
 
 _RESULT = """
   <section id="lw-tool-live" class="lw-live" data-state="idle" aria-label="work with files">
-    <p class="lw-run-line"><span id="lw-tool-state" class="lw-pill">idle</span><b id="lw-tool-name"></b>
-      <span id="lw-tool-facts" class="lw-hint" role="status"></span>
+    <p class="lw-run-line"><span role="status"><span id="lw-tool-state" class="lw-pill">idle</span>
+      <b id="lw-tool-name"></b></span> <span id="lw-tool-facts" class="lw-hint"></span>
       <button type="button" class="lw-button" id="lw-tool-cancel" data-lw-action="cancel-tool" hidden>Cancel</button>
     </p>
     <div id="lw-tool-bar" class="lw-bar" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100">

@@ -107,6 +107,48 @@ def test_a_card_opens_a_tool_with_its_network(page: Page, moons: Path) -> None:
     page.locator(".lw-tool-report h4 .lw-pill", has_text="healthy").wait_for()
 
 
+def test_what_is_wrong_stands_beside_its_field(page: Page, moons: Path) -> None:
+    form = open_tool(page, "resize")
+    form.locator("[name=rank]").fill("2")
+    for name, value, words in (
+        ("files", "half-moon\nnew-moon", "'new-moon': there is no such network"),
+        ("out", "full-moon.safetensors", "full-moon.safetensors is there already"),
+        ("out", "full-moon.ckpt", "files are written as .safetensors"),
+        ("recipe", "fro_ckpt=1,thr=-3", "recipe = 'fro_ckpt=1,thr=-3'"),
+    ):
+        form.locator("[name=files]").fill("half-moon")
+        form.locator("[name=out]").fill("small.safetensors")
+        form.locator(f"[name={name}]").fill(value)
+        if name == "recipe":
+            form.locator("[name=rank]").fill("")
+        form.locator("[data-lw-action=run-tool]").click()
+        form.locator(f".lw-field.lw-wrong[data-name={name}] .lw-field-error", has_text=words).wait_for()
+        assert page.locator("#lw-tool-problems").inner_text() == ""
+
+
+def test_a_checkpoint_and_a_damaged_network_have_a_next_step(page: Page, app: Any, moons: Path) -> None:
+    generator = torch.Generator().manual_seed(5)
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    up = torch.randn(32, 2, 1, 1, generator=generator)
+    up[0, 0] = float("nan")
+    tensors = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": torch.randn(2, 32, 1, 1, generator=generator)}
+    write_network(moons / "ill-moon.safetensors", tensors, {}, "fp16")
+    form = open_tool(page, "check")
+    form.locator("[name=files]").fill("half-moon\nill-moon")
+    form.locator("[data-lw-action=run-tool]").click()
+    page.locator("#lw-tool-next button", has_text="Repair ill-moon").click()
+    assert page.locator("#lw-tool-next button").count() == 1
+    assert page.locator("#lw-field-repair-file").input_value() == str(moons / "ill-moon.safetensors")
+    form = open_tool(page, "merge-checkpoint")
+    form.locator("[name=checkpoint]").fill("loaded")
+    form.locator("[name=network]").fill("half-moon:0.5")
+    form.locator("[name=network]").blur()
+    form.locator("[name=out]").fill("baked.safetensors")
+    form.locator("[data-lw-action=run-tool]").click()
+    baked = app.home / "models" / "Stable-diffusion" / "baked.safetensors"
+    page.locator("#lw-tool-next code", has_text=f'run.py ui --checkpoint "{baked}"').wait_for()
+
+
 def test_work_is_cancelled_by_clicking(page: Page, moons: Path) -> None:
     form = open_tool(page, "interrogate")
     form.locator("[name=file]").fill("full-moon")
