@@ -33,8 +33,12 @@ _SCALED = ("lora_", "hada_", "lokr_", "a1.")
 """How suffixes of kinds begin whose products alpha multiplies."""
 
 _TEXT_LAYER = re.compile(r"(lora_te\d?)_text_model_encoder_layers_(\d+)_")
-_PARTS = {"lora_unet": "U-Net", "lora_te": "text encoder", "lora_te1": "first text encoder", "lora_te2": "second one"}
-_RATES = {"lora_unet": "ss_unet_lr", "lora_te": "ss_text_encoder_lr", "lora_te1": "ss_text_encoder_lr"}
+_PARTS = {
+    "lora_unet": "U-Net",
+    "lora_te": "text encoder",
+    "lora_te1": "first text encoder",
+    "lora_te2": "second text encoder",
+}
 
 
 def has_zero_factors(tensors: Mapping[str, Tensor]) -> bool:
@@ -78,7 +82,7 @@ def dead_findings(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
     for part in _PARTS:
         own = [key for key in modules if key.startswith(f"{part}_")]
         zero = [key for key in dead if key.startswith(f"{part}_")]
-        if zero and len(zero) == len(own) and finite_number(metadata.get(_RATES.get(part, ""), "")) == 0:
+        if zero and len(zero) == len(own) and _rate(part, metadata) == 0:
             text = f"the {_PARTS[part]} was not trained (learning rate 0): its {modules_words(len(own))} change nothing"
             findings.append(Finding("note", "not trained", text, tuple(zero)))
             explained |= set(zero)
@@ -95,6 +99,12 @@ def dead_findings(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
         text += "trained, or lost; the file works without them, and `repair` writes it so"
         findings.append(Finding("doubtful", "zeros", text, tuple(left)))
     return findings
+
+
+def _rate(part: str, metadata: Mapping[str, str]) -> float | None:
+    """The learning rate of a part, None where nothing tells it; those of both text encoders may stand in a list."""
+    rates = metadata.get("ss_unet_lr" if part == "lora_unet" else "ss_text_encoder_lr", "").strip("[]").split(",")
+    return finite_number(rates[-1] if part == "lora_te2" else rates[0])
 
 
 def _skipped_layers(modules: Iterable[str], dead: Collection[str], metadata: Mapping[str, str]) -> list[str]:

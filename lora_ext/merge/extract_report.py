@@ -23,6 +23,7 @@ from lora_ext.protocols import UserError
 
 _RESOLUTIONS = {"sd_v1": 512, "sd_v2": 512, "sd_v2_v": 768, "sdxl_base_v1-0": 1024}
 _NAMED = 3
+_UNET = "lora_unet_"
 _MUCH = 0.01  # of the change
 
 
@@ -152,7 +153,8 @@ def _warnings(pair: CheckpointPair, found: Found) -> list[str]:
     same = [key for key in found.keys if key not in found.modules]
     if same:
         warnings.append(f"{len(same)} modules are the same in both, and are left out: {_first(same)}.")
-    if not any(pair.base.weights[key].shape[2:].numel() > 1 for key in found.keys):
+    has_kernels = any(pair.base.weights[key].shape[2:].numel() > 1 for key in found.keys)
+    if not has_kernels and any(key.startswith(_UNET) for key in found.keys):
         share = found.left_out.changes.get(CONVOLUTIONS, 0.0) / (found.change + found.left_out.total)
         if share > _MUCH:
             warnings.append(f"{share:.0%} of the change is in convolutions, which are left out: conv_rank takes them.")
@@ -168,7 +170,7 @@ def _warnings(pair: CheckpointPair, found: Found) -> list[str]:
 
 def _counted(modules: Mapping[str, Extracted]) -> str:
     """How many there are in the U-Net and in the text encoders."""
-    parts = Counter("U-Net" if key.startswith("lora_unet_") else "text encoders" for key in modules)
+    parts = Counter("U-Net" if key.startswith(_UNET) else "text encoders" for key in modules)
     return f"{len(modules)}: " + ", ".join(f"{count} in the {part}" for part, count in parts.items())
 
 

@@ -111,6 +111,18 @@ def test_sdxl_trains_the_last_layer_of_its_second_encoder_alone(tmp_path: Path) 
     assert (result.verdict, kinds(result)) == ("doubtful", ["zeros"])
 
 
+@pytest.mark.parametrize(
+    ("rates", "untrained", "verdict"),
+    [("[1e-05, 0.0]", 2, "healthy"), ("[0.0, 1e-05]", 1, "healthy"), ("[0.0, 1e-05]", 2, "doubtful")],
+)
+def test_each_text_encoder_has_a_learning_rate_of_its_own(
+    tmp_path: Path, rates: str, untrained: int, verdict: str
+) -> None:
+    keys = {n: [key.replace("lora_te_", f"lora_te{n}_") for key in TEXT] for n in (1, 2)}
+    tensors = tensors_of(*keys[1], *keys[2], zero=tuple(keys[untrained]))
+    assert checked(tmp_path, tensors, METADATA | {"ss_text_encoder_lr": rates}).verdict == verdict
+
+
 def _set_alpha(value: float, count: int = 1) -> Change:
     return lambda tensors: tensors.update({f"{key}.alpha": torch.tensor(value) for key in (*UNET, *TEXT)[:count]})
 

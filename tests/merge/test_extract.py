@@ -251,6 +251,18 @@ def test_convolutions_that_are_left_out_are_told_until_they_are_taken(bases: dic
     assert not any("conv_rank" in words for words in taken.warnings)
 
 
+def test_no_convolutions_are_offered_where_the_text_encoder_alone_is_asked_for(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"][0, 0] += 1.0
+        tensors["model.diffusion_model.middle_block.0.in_layers.2.weight"][0, 0, 1, 1] += 3.0
+
+    report = extract(bases["sd1"], write_tuned(bases["sd1"], tmp_path / "tuned.safetensors", change=change), what="te")
+    assert report.facts["Not in the network"] == "convolutions 90.00%"
+    assert not any("conv_rank" in words for words in report.warnings)
+
+
 def test_text_encoders_that_hardly_differ_are_left_out_and_told(bases: dict[str, Path], tmp_path: Path) -> None:
     name = "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight"
 
