@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,19 +89,6 @@ def checkpoint_output(source: TensorFile, precision: str) -> CheckpointOutput:
             if dtype.is_floating_point and "." in name  # names without a dot belong to no part: betas, alphas_cumprod
         }
     return CheckpointOutput(source, dtypes)
-
-
-def file_sha256(path: Path, work: Work) -> str:
-    """The file's sha256, by which programs and sites know a checkpoint."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                work.control.raise_if_stopping()
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
-    return digest.hexdigest()
 
 
 def _stored(source: TensorFile, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture
+from lora_ext.checkpoint.file_kinds import architecture_of
 from lora_ext.config.tools.inspect import InspectSettings
 from lora_ext.merge.base_check import block_order, factors_norm
 from lora_ext.merge.check import module_changes
@@ -102,14 +103,13 @@ def checkpoint_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     parts = {name: sum(key.startswith(prefixes) for key in shapes) for name, prefixes in CHECKPOINT_PARTS.items()}
     if not any(parts.values()):
         return {"kind": "neither a network nor a checkpoint that is known here"}
-    if "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight" in shapes:
-        kind = "SDXL"
-    elif any(key.startswith("cond_stage_model.model.") for key in shapes):
-        kind = "SD2"
-    else:
-        kind = "SD1"
     width = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0,))[0]
-    return {"kind": "checkpoint", "architecture": kind, "unet_channels": width, "tensors_of_parts": parts}
+    return {
+        "kind": "checkpoint",
+        "architecture": architecture_of(shapes),
+        "unet_channels": width,
+        "tensors_of_parts": parts,
+    }
 
 
 def _triggers(metadata: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_ext.checkpoint.file_weights import CheckpointFile, open_checkpoint_file
 from lora_ext.checkpoint.tensor_files import PICKLED_SUFFIXES
 from lora_ext.config.tools.merge_checkpoint import MergeCheckpointSettings
-from lora_ext.merge.checkpoint_output import CheckpointOutput, checkpoint_output, file_sha256
+from lora_ext.merge.checkpoint_output import CheckpointOutput, checkpoint_output
 from lora_ext.merge.checkpoint_sums import CheckpointSum, checkpoint_sum, summed
 from lora_ext.merge.inputs import WeightedNetwork, weighted_networks
 from lora_ext.merge.low_rank_out import SOURCES
@@ -19,7 +19,7 @@ from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import AS_STORED, OutputFile, ToolReport, Work, check_output
 from lora_ext.networks.atomic_write import replace_file
-from lora_ext.networks.file import model_hash
+from lora_ext.networks.file import model_hash, sha256_from
 from lora_ext.protocols import UserError
 
 _COPIES = "model_ema."
@@ -102,7 +102,7 @@ def run(settings: MergeCheckpointSettings, work: Work) -> ToolReport:
     patches = plan.sum.patches
     written = plan.output.write(
         plan.out,
-        plan.metadata(file_sha256(plan.checkpoint.file.path, work)),
+        plan.metadata(sha256_from(plan.checkpoint.file.path, between=work.control.raise_if_stopping)),
         lambda name, stored, dtype: summed(name, stored, patches.get(name), dtype, work.device),
         work,
     )

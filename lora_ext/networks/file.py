@@ -211,14 +211,18 @@ def model_hash(path: Path) -> str:
     return stored or sha256_from(path, header.data_start if header else 0)
 
 
-def sha256_from(path: Path, start: int) -> str:
-    """The sha256 of a file's bytes from a place on; of a safetensors file's tensors, as they lie there."""
+def sha256_from(path: Path, start: int = 0, between: Callable[[], None] = lambda: None) -> str:
+    """The sha256 of a file's bytes from a place on; of a safetensors file's tensors, as they lie there.
+
+    `between` is called after each piece of it; what it raises ends the work.
+    """
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             file.seek(start)
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
+                between()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check that the file is there") from error
     return digest.hexdigest()
