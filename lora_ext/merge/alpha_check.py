@@ -26,8 +26,11 @@ _FAR = 10.0
 _CLOSE = 0.01  # half precision keeps alphas to this
 _FEW, _ENOUGH = 0.1, 5
 _ROTATIONS = ("oft_blocks", "oft_diag")
-_RESIZED = ("dimension is resized from", "Dynamic resize with")
-"""How sd-scripts' resizing begins its comment; it writes the new rank of layers, and leaves that of convolutions."""
+SPLIT = "split from DyLoRA, rank"
+"""In the comment of what sd-scripts makes of a DyLoRA; it has the hash of another part."""
+
+_RESIZED = ("dimension is resized from", "Dynamic resize with", SPLIT)
+"""In the comments of sd-scripts' tools that write the new rank of layers, and leave that of convolutions as it was."""
 
 
 @dataclass(frozen=True)

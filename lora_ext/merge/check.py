@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_ext.checkpoint.file_weights import CheckpointFile, open_checkpoint_file
 from lora_ext.config.tools.check import CheckSettings
-from lora_ext.merge.alpha_check import alpha_findings
+from lora_ext.merge.alpha_check import SPLIT, alpha_findings
 from lora_ext.merge.base_check import Strengths, matched_modules, strength_findings, strengths
 from lora_ext.merge.dead_modules import dead_findings
 from lora_ext.merge.findings import Finding, modules_words, some_of, verdict_of
@@ -161,6 +161,9 @@ def _hash(file: NetworkFile) -> tuple[list[Finding], dict[str, str]]:
         return [], {}
     if stored == precalculate_hashes(file.tensors, file.metadata)[0] or stored == _hash_as_it_lies(file.path):
         return [], {"hash": "matches the tensors"}
+    if SPLIT in file.metadata.get("ss_training_comment", ""):
+        text = "its hash is that of another rank, as sd-scripts writes it into files that it splits; `repair` writes "
+        return [Finding("note", "hash", f"{text}the right one")], {"hash": "is that of another rank"}
     text = "its tensors are not those that its hash was computed of: another program changed them without saying so, "
     text += "or the file suffered; get it again, or if the change was wanted, `repair` writes it with the right hash"
     return [Finding("doubtful", "hash", text)], {"hash": "is that of other tensors"}

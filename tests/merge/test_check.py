@@ -177,6 +177,13 @@ def test_a_hash_of_other_tensors(tmp_path: Path) -> None:
     assert result.facts["hash"] == "is that of other tensors"
 
 
+def test_sd_scripts_gives_split_files_the_hash_of_another_rank(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    metadata = METADATA | {"ss_training_comment": "split from DyLoRA, rank 8 to 4; ", "sshs_model_hash": "0" * 64}
+    save_file(tensors_of(), path, metadata)
+    assert (check_file(path, None).verdict, kinds(check_file(path, None))) == ("healthy", ["hash"])
+
+
 def test_a_hash_of_the_tensors_in_the_order_of_early_programs(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     first, second = torch.arange(4.0), torch.arange(6.0)
@@ -198,6 +205,7 @@ def test_a_hash_of_the_tensors_in_the_order_of_early_programs(tmp_path: Path) ->
     [
         ("dimension is resized from 32 to 4; mine", "healthy"),
         ("Dynamic resize with sv_ratio: 2.0 from 32; ", "healthy"),
+        ("split from DyLoRA, rank 8 to 4; ", "healthy"),
         ("mine", "doubtful"),
     ],
 )
