@@ -37,7 +37,8 @@ def matched_modules(
 ) -> tuple[Match | None, list[Finding]]:
     """Where the modules are in the checkpoint, None where it is of another kind; and what there is to say of that."""
     base = base_of(deltas, metadata)
-    said = f"the network is for {base} checkpoints" if base else "the network is for another kind of checkpoint"
+    is_told = base not in ("", checkpoint.architecture)  # a network may have only what both kinds have names for
+    said = f"the network is for {base} checkpoints" if is_told else "the network is for another kind of checkpoint"
     wrong = f"{said}, and {checkpoint.name} is of the kind {checkpoint.architecture}: use it with its own kind"
     try:
         matched = match(deltas, checkpoint.weights, checkpoint)

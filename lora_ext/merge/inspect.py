@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_ext.checkpoint.checkpoint import Architecture
-from lora_ext.checkpoint.file_kinds import architecture_of
+from lora_ext.checkpoint.file_kinds import architecture_of, refuse_other_kinds
 from lora_ext.config.tools.inspect import InspectSettings
 from lora_ext.merge.base_check import block_order, factors_norm
 from lora_ext.merge.check import module_changes
@@ -23,6 +23,7 @@ from lora_ext.networks.description import describe_network
 from lora_ext.networks.file import NetworkFile, model_hash, read_network, scan_network
 from lora_ext.networks.sidecar import activation_text
 from lora_ext.networks.weight_delta import ModuleDelta
+from lora_ext.protocols import UserError
 
 CHECKPOINT_PARTS = {
     "U-Net": ("model.diffusion_model.",),
@@ -57,6 +58,7 @@ def run(settings: InspectSettings, work: Work) -> ToolReport:
         "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for dtype in header.dtypes.values())),
     }
     modules: list[ModuleReport] = []
+    warnings: list[str] = []
     if header.holds_network:
         file = read_network(path)
         deltas, _ = module_changes(file.modules)
@@ -64,10 +66,14 @@ def run(settings: InspectSettings, work: Work) -> ToolReport:
         modules = [ModuleReport(key, delta.rank, delta.rank) for key, delta in deltas.items()]
     else:
         facts |= checkpoint_facts(header.shapes)
+        try:
+            refuse_other_kinds(path, header.shapes)
+        except UserError as error:
+            warnings.append(str(error))
     work.step(1, 1)
     shown = {name.replace("_", " "): _shown(value) for name, value in facts.items()}
     details = {**facts, "metadata": header.metadata}
-    return ToolReport(f"{path.name}: {facts['kind']}", shown, modules, (), (), "", details)
+    return ToolReport(f"{path.name}: {facts['kind']}", shown, modules, warnings, (), "", details)
 
 
 def network_facts(file: NetworkFile, deltas: Mapping[str, ModuleDelta]) -> dict[str, Any]:

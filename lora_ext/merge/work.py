@@ -137,9 +137,13 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
     for each in inputs:
         if _is_same(out, each):
             raise UserError(f"{out} is read and would be written over: give the output another name")
-    if out.is_dir():
+    try:
+        is_folder, is_there = out.is_dir(), out.exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UserError(f"{out} cannot be written ({error.strerror or error}): give another name or folder") from error
+    if is_folder:
         raise UserError(f"{out} is a folder: give the name of a file in it")
-    if out.exists() and not overwrite:
+    if is_there and not overwrite:
         raise UserError(f"{out} is there already: give another name, or allow overwriting it (--overwrite)")
     folder = _existing_parent(out)
     if not os.access(folder, os.W_OK):

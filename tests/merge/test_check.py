@@ -347,6 +347,16 @@ def test_changes_are_measured_against_the_weights(tmp_path: Path, tiny_kind_path
     assert set(result.strengths.blocks) >= {"BASE", "IN01", "MID", "OUT11"}
 
 
+def test_a_network_of_other_sizes_is_not_told_to_be_for_the_checkpoints_own_kind(
+    tmp_path: Path, tiny_kind_path: Callable[[str], Path]
+) -> None:
+    key = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    write_network(tmp_path / "net.safetensors", tensors_of(key), METADATA, "float")
+    result = check_file(tmp_path / "net.safetensors", open_checkpoint_file(tiny_kind_path("sdxl")))
+    assert (result.verdict, kinds(result)) == ("doubtful", ["wrong base"])
+    assert "the network is for another kind of checkpoint, and tiny-sdxl is of the kind SDXL" in texts(result)
+
+
 def test_networks_for_other_checkpoints(tmp_path: Path, tiny_kind_path: Callable[[str], Path]) -> None:
     sd1, sdxl = (open_checkpoint_file(tiny_kind_path(kind)) for kind in ("sd1", "sdxl"))
     weights = dict(sdxl.values({key for key in sdxl.weights if key.endswith(("_to_q", "_q_proj"))}))

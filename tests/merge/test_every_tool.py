@@ -166,6 +166,11 @@ def test_a_disk_without_room_is_refused_before_the_work(
     assert contents(inputs.folder) == before
 
 
+def test_a_name_that_is_too_long_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written .*give another name"):
+        check_output(tmp_path / f"{'x' * 300}.safetensors", [], overwrite=False)
+
+
 def test_a_drive_that_is_not_there_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "exists", lambda self: False)  # as of Z: on Windows, which is its own parent
     with pytest.raises(UserError, match="there is no .*choose another folder"):

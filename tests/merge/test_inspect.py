@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lora_ext.merge.tools import make_settings, tool_named
 from lora_ext.merge.work import ToolReport, Work
@@ -68,3 +69,17 @@ def test_a_checkpoint_and_what_is_none(tiny_kind_path: Callable[[str], Path], tm
     assert run("loaded", by_name).as_json()["architecture"] == "SD2"
     with pytest.raises(UserError, match="no such network"):
         run(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("control_model.x.weight", "seems to be a ControlNet"),
+        ("emb_params", "seems to be a textual-inversion embedding"),
+        ("first_stage_model.encoder.conv_in.weight", "seems to be a VAE alone"),
+    ],
+)
+def test_other_files_are_told_for_what_they_seem_to_be(tmp_path: Path, name: str, words: str) -> None:
+    save_file({name: torch.ones(2, 3)}, tmp_path / "file.safetensors")
+    report = run(tmp_path / "file.safetensors")
+    assert len(report.warnings) == 1 and words in report.warnings[0]
