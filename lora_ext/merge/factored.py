@@ -132,6 +132,8 @@ def _by_gram_matrices(
     """
     ups, downs = (_stacked([pair[side] for pair in pairs], dtype) for side in (0, 1))
     up_gram, down_gram = _gram(ups), _gram(downs.mT)
+    bound = _largest(up_gram) * _largest(down_gram)
+    lengths, up_gram, down_gram = _evened(up_gram, down_gram)
     lower, failed = torch.linalg.cholesky_ex(down_gram)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     has_numbers = up_gram.flatten(1).isfinite().all(1)
@@ -141,7 +143,8 @@ def _by_gram_matrices(
     values = squares.double().flip(-1).clamp_min(0).sqrt()
     vectors = vectors.flip(-1)
     unit = _UNIT + _UNIT_OF_FEW / len(identity) if dtype == torch.float32 else 0.0
-    squares_off = unit * (_largest(up_gram) * _largest(down_gram)).double()[:, None]
+    bound = torch.minimum(bound, _largest(up_gram) * _largest(down_gram))
+    squares_off = unit * bound.double()[:, None]
     below = values - (values.square() - squares_off).clamp_min(0).sqrt()
     off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
     possible = min(ups.shape[1], downs.shape[2])
@@ -150,7 +153,7 @@ def _by_gram_matrices(
             FactoredSvd(
                 values[number, :possible],
                 *pairs[number],
-                _Mixes(lower[number], vectors[number], values[number]),
+                _Mixes(lengths[number, :, None] * lower[number], vectors[number], values[number]),
             ),
             off[number, :possible],
         )
@@ -174,6 +177,17 @@ class _Mixes:
         right = torch.linalg.solve_triangular(self.lower.mT, vectors, upper=True).mT
         with exact_matmul():
             return (self.lower @ vectors * inverses).float(), right.float()
+
+
+def _evened(up_gram: Tensor, down_gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The lengths of down's rows (b, r), and both Gram matrices with all rows of down as long as 1, and up the longer.
+
+    What a network learnt least is in its shortest rows; decomposing down is not left to them then.
+    """
+    lengths = down_gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    lengths = torch.where(lengths > 0, lengths, 1)
+    products = lengths[:, :, None] * lengths[:, None]
+    return lengths, up_gram * products, down_gram / products
 
 
 def _is_independent(lower: Tensor, identity: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def approximated(
     others = [module for module in sums if not module.is_low_rank]
     done = 0
     for group in _by_size(low):
-        pairs = [module.factors(device, even=True) for module in group]
+        pairs = [module.factors(device) for module in group]
         wanted = [rank_of(module, rank, conv_rank) for module in group]
         for place, found in factored_svds(pairs, device, suffices_for(wanted.__getitem__)):
             step(done, len(sums))

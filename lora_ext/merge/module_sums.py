@@ -64,12 +64,8 @@ class ModuleSum:
         shapes = [part.delta.shape_for(()) for part in self.weight_parts]
         return layer_shape(self.key, max(shapes, key=len), self.base)
 
-    def factors(self, device: torch.device, even: bool = False) -> tuple[Tensor, Tensor]:
-        """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold.
-
-        `even`: all rows of down are about as long as 1, by powers of two, which round nothing. What a network learnt
-        least is in its shortest rows; decomposing down is not left to them then.
-        """
+    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold."""
         ups, downs, scales = [], [], []
         for part in self.weight_parts:
             factors = part.delta.low_rank
@@ -78,10 +74,6 @@ class ModuleSum:
             downs.append(factors.down.to(device, torch.float32))
             scales.append(torch.full((len(factors.down),), factors.scale * part.multiplier, device=device))
         up, down, scale = torch.cat(ups, 1), torch.cat(downs, 0), torch.cat(scales)
-        if even:
-            lengths = _power_of_two(torch.log2(down.norm(dim=1)))
-            down.div_(lengths[:, None])  # its own memory: cat has copied
-            scale *= lengths
         return up.mul_(scale), down
 
     def dense(self, device: torch.device) -> Tensor:
