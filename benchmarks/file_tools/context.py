@@ -82,6 +82,7 @@ class Context:
         report.unlink(missing_ok=True)
         path.write_text(json.dumps({**job, "report": str(report), "threads": self.threads}), encoding="utf-8")
         added = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": str(self.threads)}
+        _bring_to_disk()
         if command[0] == sys.executable:
             added[HUGE_PAGES] = "1"  # as our command line sets it; other programs come as they are
         with log.open("wb") as output:
@@ -93,3 +94,9 @@ class Context:
             end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
             raise RuntimeError(f"{name}: the run failed ({done.returncode}); its log ends so:\n{end}")
         return Side(**json.loads(report.read_text(encoding="utf-8")))
+
+
+def _bring_to_disk() -> None:
+    """Write what the runs before have left in memory: a side that waits for its own file would wait for that too."""
+    if hasattr(os, "sync"):
+        os.sync()

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora_ext.networks.file import read_network, write_network
+
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
 """Keys and sizes of sd-scripts' networks: sd1_lora, sd1_locon, sd2_lora, sd2_locon, sdxl_lora, sdxl_locon."""
 
@@ -66,3 +68,10 @@ def write_random_network(
         metadata["ss_network_args"] = json.dumps({"conv_dim": str(rank), "conv_alpha": str(alpha)})
     save_file(tensors, path, metadata)
     return path
+
+
+def add_hashes(path: Path) -> None:
+    """Write a network's hashes into its metadata, as trainers do."""
+    file = read_network(path)
+    precision = "fp16" if next(iter(file.tensors.values())).dtype == torch.float16 else "float"
+    write_network(path, file.tensors, file.metadata, precision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def _figure(context: Context, case: str, networks: Sequence[Path]) -> Figure:
         ["--sd_model", str(context.checkpoint), "--save_to", str(theirs_file), "--save_precision", "fp16"]
         + ["--models", *map(str, networks), "--ratios", *map(str, weights)],
     )
-    os.sync()  # what they have written is brought to the disk before our time starts: ours is, within it
     ours = context.ours(
         TOOL,
         {

@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.file_tools.compare import largest_difference
 from benchmarks.file_tools.context import Context
 from benchmarks.file_tools.figures import Figure, beyond, too_slow
-from benchmarks.file_tools.inputs import write_random_network
-from lora_ext.networks.file import read_network, write_network
+from benchmarks.file_tools.inputs import add_hashes, write_random_network
+from lora_ext.networks.file import read_network
 from lora_ext.networks.weight_delta import weight_delta
 
 TOOL = "merge-networks"
@@ -41,8 +41,7 @@ def _networks(context: Context, kind: str) -> list[Path]:
     paths = [context.folder / f"{kind}-{rank}.safetensors" for rank in RANKS]
     for path, rank in zip(paths, RANKS, strict=True):
         write_random_network(path, kind, rank, decay=0.9, seed=rank, modules=context.modules)
-        file = read_network(path)
-        write_network(path, file.tensors, file.metadata, "float")
+        add_hashes(path)
     return paths
 
 

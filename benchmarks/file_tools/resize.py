@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from benchmarks.file_tools.compare import largest_difference, ranks
 from benchmarks.file_tools.context import Context
 from benchmarks.file_tools.figures import Figure, beyond, too_slow
-from benchmarks.file_tools.inputs import write_random_network
+from benchmarks.file_tools.inputs import add_hashes, write_random_network
 from lora_ext.checkpoint.file_weights import open_checkpoint_file
 
 TOOL = "resize"
@@ -45,6 +45,7 @@ def _beside_sd_scripts(context: Context, case: str, kind: str, rule: str) -> Fig
         context.folder / f"{kind}.safetensors", kind, BEFORE, alpha=BEFORE / 2, decay=100 ** (-1 / BEFORE),
         dtype=torch.float16, modules=context.modules,
     )  # fmt: skip
+    add_hashes(network)
     ours_file, theirs_file = context.folder / "ours.safetensors", context.folder / "theirs.safetensors"
     most = BEFORE if rule else AFTER
     options = ["--model", network, "--save_to", theirs_file, "--save_precision", "float", "--new_rank", most]

@@ -15,10 +15,13 @@ from lora_ext.protocols import UserError
 if sys.platform != "win32":
     import fcntl
 
+Chunk = bytes | memoryview
+"""A part of a file's content."""
+
 _SUFFIX = ".writing"
 
 
-def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+def replace_file(path: Path, chunks: Iterable[Chunk]) -> None:
     """Write `chunks` to a temporary file beside `path`, bring them to the disk, and put the file in `path`'s place.
 
     Temporary files that a killed process left in the folder are deleted. Raises UserError where the folder cannot be

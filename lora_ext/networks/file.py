@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, read_tensors
-from lora_ext.networks.atomic_write import replace_file
+from lora_ext.networks.atomic_write import Chunk, replace_file
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY, adapter_config_of
 from lora_ext.networks.formats.names import parse_tensor_name
@@ -107,7 +107,7 @@ def write_tensors(
     path: Path,
     outlines: Mapping[str, Tensor],
     metadata: Mapping[str, str],
-    content: Callable[[str], Iterable[bytes]],
+    content: Callable[[str], Iterable[Chunk]],
 ) -> None:
     """Write tensors that need not be in memory together; a file there is replaced at once.
 
@@ -116,7 +116,7 @@ def write_tensors(
     """
     entries = _entries(outlines)
 
-    def chunks() -> Iterator[bytes]:
+    def chunks() -> Iterator[Chunk]:
         yield header_bytes(entries, metadata)
         for name in entries:
             yield from content(name)
@@ -142,7 +142,7 @@ def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, st
     return sshs_hashes(entries, _tensor_bytes(tensors[name] for name in entries), metadata)
 
 
-def sshs_hashes(entries: Mapping[str, Any], chunks: Iterable[bytes], metadata: Mapping[str, str]) -> tuple[str, str]:
+def sshs_hashes(entries: Mapping[str, Any], chunks: Iterable[Chunk], metadata: Mapping[str, str]) -> tuple[str, str]:
     """(sshs_model_hash, sshs_legacy_hash) of the tensors of a header's entries, and of their bytes in that order.
 
     The first is the sha256 of all after the header, the second 8 digits of that of 64 KiB from 1 MiB on, with the
@@ -240,7 +240,7 @@ def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
     return cast
 
 
-def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
+def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Chunk]:
     """The header with its length, then the tensors' bytes: safetensors' layout."""
     entries = _entries(tensors)
     yield header_bytes(entries, metadata)
@@ -262,6 +262,6 @@ def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return entries
 
 
-def _tensor_bytes(tensors: Iterable[Tensor]) -> Iterator[bytes]:
+def _tensor_bytes(tensors: Iterable[Tensor]) -> Iterator[Chunk]:
     for tensor in tensors:
-        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data.cast("B")
