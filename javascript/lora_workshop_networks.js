@@ -77,7 +77,22 @@
   async function save(button, route) {
     const form = button.closest(".lw-network-form");
     const values = Object.fromEntries(changedIn(form).map((control) => [control.dataset.key, control.value]));
-    await change(form.querySelector(".lw-control-error"), route, { values }, button);
+    button.disabled = true;
+    const place = `[data-kind="${form.dataset.kind}"] .lw-control-error`;
+    await inTurn(() => change(byId("network-card").querySelector(place), route, { values }, button));
+  }
+
+  /* Changes are sent one after the other: an answer that came late would show the card as it was before the next. */
+  async function inTurn(work) {
+    const before = state.turn;
+    let done;
+    state.turn = new Promise((ended) => { done = ended; });
+    await before;
+    try {
+      await work();
+    } finally {
+      done();
+    }
   }
 
   /* Sends a change and shows the card as it is then; what another form holds unsaved stays in it. */
@@ -116,7 +131,7 @@
       reader.onerror = () => failed(reader.error);
       reader.readAsDataURL(file);
     });
-    await change(byId("network-card").querySelector(".lw-cover-error"), "network/cover", { picture }, null);
+    await inTurn(() => change(byId("network-card").querySelector(".lw-cover-error"), "network/cover", { picture }, null));
   }
 
   actions["refresh-networks"] = () => load(true);
