@@ -13,6 +13,8 @@ import pytest
 from lora_ext.checkpoint.tensor_files import open_tensor_file
 from tests.merge.tool_cases import TO_ONE_FILE, Inputs, ToolCase
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 MOST_POINTS = 8
 
