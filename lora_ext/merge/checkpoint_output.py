@@ -12,12 +12,11 @@ from torch import Tensor
 
 from lora_ext.checkpoint.safetensors_file import DTYPES as STORABLE
 from lora_ext.checkpoint.tensor_files import TensorFile
-from lora_ext.merge.work import AS_STORED, OutputFile, Work
+from lora_ext.merge.work import AS_STORED, DTYPES, OutputFile, Work
 from lora_ext.networks.file import file_size, write_tensors
 from lora_ext.networks.library import identity
 from lora_ext.protocols import UserError
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What a `--precision` rounds to."""
 
 _CHUNK = 8 << 20  # bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lora_ext.checkpoint.inpainting import INPAINTING_CHANNELS
 from lora_ext.checkpoint.layouts import LAYOUTS, current_name
 from lora_ext.checkpoint.stated_prediction import stated_prediction
 from lora_ext.networks.blocks import block_index
+from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import UserError
 
 _TRANSFORMERS = ("_proj_in", "_proj_out")
@@ -114,8 +114,8 @@ class CheckpointPair:
 
     def _difference(self, names: tuple[str, str], before: Tensor, after: Tensor) -> Tensor:
         change = difference(before, after)
-        if not _is_finite(change):
-            is_base = not _is_finite(before.float())
+        if not is_finite(change):
+            is_base = not is_finite(before.float())
             file, name = (self.base, names[0]) if is_base else (self.tuned, names[1])
             raise UserError(
                 f"{file.file.path}: {name} holds values that are no numbers (NaN or infinite): the checkpoint is "
@@ -165,11 +165,6 @@ def difference(before: Tensor, after: Tensor) -> Tensor:
     """after - before in fp32, rounded once; neither is changed."""
     exact = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
     return after.to(exact).sub(before.to(exact)).float()
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite: by the least and the largest, much faster than number by number."""
-    return values.numel() == 0 or all(math.isfinite(float(bound)) for bound in torch.aminmax(values))
 
 
 def _input_channels(checkpoint: CheckpointFile) -> int | None:

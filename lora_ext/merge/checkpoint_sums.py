@@ -12,10 +12,10 @@ from lora_ext.checkpoint.checkpoint import Architecture
 from lora_ext.checkpoint.file_weights import CheckpointFile
 from lora_ext.merge.inputs import WeightedNetwork
 from lora_ext.networks.matching import Match, match, unmatched_message
+from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.networks.weight_patch import Share, ShareError, WeightPatch, patches_of
 from lora_ext.protocols import UserError
 
-_BLOCK = 2**20  # numbers
 _KNOWN: tuple[Architecture, ...] = ("SD1", "SD2", "SDXL")
 
 
@@ -74,8 +74,8 @@ def summed(name: str, stored: Tensor, patch: WeightPatch | None, dtype: torch.dt
     except ShareError as error:
         path, key, _ = error.source
         raise UserError(f"{path.stem}: {key}: {error}") from error
-    if not _is_finite(changed):
-        if _is_finite(base):
+    if not is_finite(changed):
+        if is_finite(base):
             raise _too_large(name, changed.dtype)
         raise UserError(f"{name} of the checkpoint has values that are no numbers: it is damaged, get it again")
     return _rounded(name, changed, dtype).cpu()
@@ -116,17 +116,9 @@ def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype == dtype:
         return tensor
     rounded = tensor.to(dtype)
-    if not _is_finite(rounded) and _is_finite(tensor):
+    if not is_finite(rounded) and is_finite(tensor):
         raise _too_large(name, dtype)
     return rounded
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are numbers, found without another copy of them."""
-    if not tensor.is_floating_point():
-        return True
-    blocks = tensor.reshape(-1).split(_BLOCK)
-    return all(bool(torch.isfinite(block if block.element_size() > 1 else block.float()).all()) for block in blocks)
 
 
 def _too_large(name: str, dtype: torch.dtype) -> UserError:

@@ -13,13 +13,13 @@ from lora_ext.merge.low_rank_out import lengths_column
 from lora_ext.networks.formats import EMBEDDING, NetworkModules
 from lora_ext.networks.formats.diffusers_words import diffusers_path
 from lora_ext.networks.formats.names import PEFT_LENGTHS
+from lora_ext.networks.matching import first_names
 from lora_ext.networks.weight_delta import ModuleDelta, module_delta, module_deltas
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as LENGTHS
 from lora_ext.networks.weight_delta.low_rank import BIAS_SUFFIX
 from lora_ext.networks.weight_delta.products import unused
 from lora_ext.protocols import UserError
 
-_NAMED = 3
 _WITH_ALPHA = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 
 
@@ -128,7 +128,7 @@ def _refuse_unknown(network: NetworkModules) -> None:
     if network.unknown:
         raise UserError(
             f"{len(network.unknown)} tensors are of no known network and cannot be converted "
-            f"({_first(network.unknown)}): take them out, or change the precision alone (--to 'as stored')"
+            f"({first_names(network.unknown)}): take them out, or change the precision alone (--to 'as stored')"
         )
 
 
@@ -152,8 +152,4 @@ def _is_by_output(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _without_words(program: str, what: str, keys: Sequence[str], remedy: str) -> UserError:
-    return UserError(f"{program} has no words for {what}: {len(keys)} modules ({_first(keys)}); {remedy}")
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return UserError(f"{program} has no words for {what}: {len(keys)} modules ({first_names(keys)}); {remedy}")

@@ -18,11 +18,10 @@ from lora_ext.merge.left_out import LeftOut, largest_change
 from lora_ext.merge.low_rank_out import named_tensors
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
-from lora_ext.merge.work import PRECISIONS, OutputFile, ToolReport, Work, check_output, write_result
+from lora_ext.merge.work import DTYPES, PRECISIONS, OutputFile, ToolReport, Work, check_output, write_result
 from lora_ext.networks.file import network_size
 from lora_ext.protocols import ConfigError, UserError
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SHOWN = 64
 _COPIES, _COPIES_OF_ALL = 8, 16  # of the largest weight in fp32, in memory at once: with a few σ, with all of them
 
@@ -67,7 +66,7 @@ class _Plan:
     @property
     def most_bytes(self) -> int:
         """What the modules take at most, in the file's precision."""
-        size = _DTYPES[self.settings.precision].itemsize
+        size = DTYPES[self.settings.precision].itemsize
         return sum(size * self._choice(key).most(min(s[:2])) * (s[0] + math.prod(s[1:])) for key, s in self._shapes())
 
     @property
@@ -100,7 +99,7 @@ class _Plan:
         for done, group in enumerate(groups):
             work.step(done, total)
             for key, change in self.pair.differences(group):
-                choice, dtype = self._choice(key), _DTYPES[self.settings.precision]
+                choice, dtype = self._choice(key), DTYPES[self.settings.precision]
                 module = extracted(change.to(work.device), choice, dtype, self.settings.clamp_quantile, shown)
                 if module is not None:
                     found.modules[key] = module

@@ -18,11 +18,11 @@ from lora_ext.merge.extraction import Extracted
 from lora_ext.merge.left_out import CONVOLUTIONS, VAE, LeftOut
 from lora_ext.merge.low_rank_out import SOURCES, changed_metadata
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport
+from lora_ext.networks.matching import first_names
 from lora_ext.networks.metadata import base_model_version, legacy_file_hash, modelspec_kind
 from lora_ext.protocols import UserError
 
 _RESOLUTIONS = {"sd_v1": 512, "sd_v2": 512, "sd_v2_v": 768, "sdxl_base_v1-0": 1024}
-_NAMED = 3
 _UNET = "lora_unet_"
 _MUCH = 0.01  # of the change
 
@@ -148,18 +148,18 @@ def _warnings(pair: CheckpointPair, found: Found) -> list[str]:
     if found.missing:
         count = len(found.missing)
         warnings.append(
-            f"{count} modules are in one of both checkpoints alone: they are left out ({_first(found.missing)})."
+            f"{count} modules are in one of both checkpoints alone: they are left out ({first_names(found.missing)})."
         )
     same = [key for key in found.keys if key not in found.modules]
     if same:
-        warnings.append(f"{len(same)} modules are the same in both, and are left out: {_first(same)}.")
+        warnings.append(f"{len(same)} modules are the same in both, and are left out: {first_names(same)}.")
     has_kernels = any(pair.base.weights[key].shape[2:].numel() > 1 for key in found.keys)
     if not has_kernels and any(key.startswith(_UNET) for key in found.keys):
         share = found.left_out.changes.get(CONVOLUTIONS, 0.0) / (found.change + found.left_out.total)
         if share > _MUCH:
             warnings.append(f"{share:.0%} of the change is in convolutions, which are left out: conv_rank takes them.")
     if found.left_out.damaged:
-        names = _first(found.left_out.damaged)
+        names = first_names(found.left_out.damaged)
         warnings.append(f"Values that are no numbers (NaN or infinite) are in tensors that are left out: {names}.")
     if VAE in found.left_out.changes:
         warnings.append(
@@ -172,7 +172,3 @@ def _counted(modules: Mapping[str, Extracted]) -> str:
     """How many there are in the U-Net and in the text encoders."""
     parts = Counter("U-Net" if key.startswith(_UNET) else "text encoders" for key in modules)
     return f"{len(modules)}: " + ", ".join(f"{count} in the {part}" for part, count in parts.items())
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

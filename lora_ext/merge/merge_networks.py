@@ -26,7 +26,7 @@ from lora_ext.merge.merged_modules import MergedModule, approximated, concatenat
 from lora_ext.merge.module_sums import ModuleSum, module_sums
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport, Work, check_output, precision_of, write_result
-from lora_ext.networks.file import Precision, network_size
+from lora_ext.networks.file import PRECISION_DTYPES, Precision, network_size
 from lora_ext.protocols import UserError
 
 _SHARED = (
@@ -36,7 +36,6 @@ _SHARED = (
 )  # fmt: skip
 """What the first network says of itself that holds for the sum too: not what it was trained on, and how."""
 
-_DTYPES: dict[Precision, torch.dtype] = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WORK_BYTES = 2**29  # what a batch of decompositions takes
 _MUCH = 0.01  # share of ΔW that rounding may take before it is a warning
 
@@ -60,7 +59,7 @@ class _Plan:
     @property
     def size(self) -> int:
         """How many bytes are written at most, but for names and metadata."""
-        return self.numbers * _DTYPES[self.precision].itemsize
+        return self.numbers * PRECISION_DTYPES[self.precision].itemsize
 
     def _numbers_of(self, module: ModuleSum) -> int:
         rows, columns = module.shape[0], prod(module.shape[1:])
@@ -170,7 +169,7 @@ def _report(plan: _Plan, merged: Sequence[MergedModule], written: OutputFile) ->
     ]
     energy = sum(each.energy for each in merged)
     kept = sum(each.kept for each in merged) / energy if energy else 1.0
-    share = sqrt(sum(rounding(each, _DTYPES[plan.precision]) for each in merged) / energy) if energy else 0.0
+    share = sqrt(sum(rounding(each, PRECISION_DTYPES[plan.precision]) for each in merged) / energy) if energy else 0.0
     ranks = sorted({each.rank for each in merged if each.rank is not None})
     facts = {
         "Networks": ", ".join(_weighted(each) for each in plan.networks),
@@ -197,7 +196,7 @@ def _warnings(plan: _Plan, merged: Sequence[MergedModule], share: float) -> list
     whole = [each for each in merged if each.is_whole]
     if whole:
         size = sum(tensor.numel() for each in whole for tensor in each.tensors.values())
-        size *= _DTYPES[plan.precision].itemsize
+        size *= PRECISION_DTYPES[plan.precision].itemsize
         warnings.append(
             f"{len(whole)} modules are no product of two factors and are written whole ({size / 1e6:,.0f} MB, LyCORIS' "
             f"full): {whole[0].key} …; --method svd makes a LoRA of all of them"

@@ -66,15 +66,13 @@ class ModuleSum:
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold."""
-        ups, downs, scales = [], [], []
+        ups, downs = [], []
         for part in self.weight_parts:
             factors = part.delta.low_rank
             assert factors is not None
-            ups.append(factors.up.to(device, torch.float32))
+            ups.append(factors.up.to(device, torch.float32) * (factors.scale * part.multiplier))
             downs.append(factors.down.to(device, torch.float32))
-            scales.append(torch.full((len(factors.down),), factors.scale * part.multiplier, device=device))
-        up, down, scale = torch.cat(ups, 1), torch.cat(downs, 0), torch.cat(scales)
-        return up.mul_(scale), down
+        return torch.cat(ups, 1), torch.cat(downs, 0)
 
     def dense(self, device: torch.device) -> Tensor:
         """ΔW in fp32 and in the weight's shape; factors are joined first."""

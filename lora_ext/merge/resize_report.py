@@ -14,10 +14,8 @@ from lora_ext.merge.module_spectra import ModuleSpectrum, NetworkSpectrum
 from lora_ext.merge.resized_ranks import Selection
 from lora_ext.merge.work import ModuleReport, OutputFile, ToolReport
 from lora_ext.networks.file import NetworkFile
-from lora_ext.networks.matching import unknown_message
+from lora_ext.networks.matching import first_names, unknown_message
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as DORA
-
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _warnings(result: Resized) -> list[str]:
         found.append(f"{name}: {count} modules of {algorithm} become LoRA modules")
     found += [f"{name}: {words}" for words in bias_words([module.extra for module in modules])]
     if result.missing:
-        names = ", ".join(result.missing[:_NAMED]) + (", …" if len(result.missing) > _NAMED else "")
+        names = first_names(result.missing)
         found.append(f"{name}: the checkpoint does not have {len(result.missing)} of its modules, which stay: {names}")
     if result.source.network.unknown:
         found.append(unknown_message(name, result.source.network.unknown).replace("are left out", "stay as they are"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
-from lora_ext.networks.file import Precision, write_network
+from lora_ext.networks.file import PRECISION_DTYPES, Precision, write_network
 from lora_ext.networks.weight_delta.products import unused
 from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import Control, Progress, UserError
@@ -28,6 +28,9 @@ Verdict = Literal["", "healthy", "damaged", "doubtful"]
 
 PRECISIONS: dict[str, Precision] = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 """Names of `--precision`, and those of the writer of network files."""
+
+DTYPES = {name: PRECISION_DTYPES[precision] for name, precision in PRECISIONS.items()}
+"""What the numbers are stored in, by the names of `--precision`."""
 
 AS_STORED = "as stored"
 """The precision of what is written is that of (the first of) what was read."""

@@ -25,7 +25,13 @@ from lora_ext.protocols import UserError
 
 Precision = Literal["float", "fp16", "bf16"]
 
-_PRECISIONS: dict[str, torch.dtype] = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISION_DTYPES: dict[Precision, torch.dtype] = {
+    "float": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+"""What the numbers of a file are stored in."""
+
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NETWORK_STARTS = ("lora_", "lycoris_", "lyco_", "oft_", "unet:", "text_encoder:")
 _NETWORK_PARTS = (".lora_", ".lora.", ".hada_", ".lokr_", ".oft_")
@@ -88,7 +94,7 @@ def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pre
     """How many bytes `write_network` writes; of the tensors, shapes and dtypes suffice (device "meta")."""
     outlines = {
         name: torch.empty_like(
-            tensor, dtype=_PRECISIONS[precision] if tensor.is_floating_point() else tensor.dtype, device="meta"
+            tensor, dtype=PRECISION_DTYPES[precision] if tensor.is_floating_point() else tensor.dtype, device="meta"
         )
         for name, tensor in tensors.items()
     }
@@ -231,7 +237,7 @@ def sha256_from(path: Path, start: int = 0, between: Callable[[], None] = lambda
 def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.detach().cpu()
-    cast = tensor.detach().to("cpu", _PRECISIONS[precision])
+    cast = tensor.detach().to("cpu", PRECISION_DTYPES[precision])
     if cast.dtype != tensor.dtype and not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
         raise UserError(
             f"{name} has values up to {tensor.abs().max().item():.3g}, too large for save_precision = {precision}: "

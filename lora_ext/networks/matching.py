@@ -68,17 +68,18 @@ def match(modules: Mapping[str, ModuleDelta], weights: Mapping[str, WeightView],
 def unmatched_message(name: str, unmatched: Sequence[str], matched: int) -> str:
     """How many of a network's modules the checkpoint lacks, with the names of the first."""
     if not matched:
-        return f"{name} is left out: the checkpoint has none of its {len(unmatched)} modules ({_first(unmatched)})"
+        return f"{name} is left out: the checkpoint has none of its {len(unmatched)} modules ({first_names(unmatched)})"
     count = f"{len(unmatched)} of its {matched + len(unmatched)} modules"
-    return f"{name}: the checkpoint does not have {count} ({_first(unmatched)})"
+    return f"{name}: the checkpoint does not have {count} ({first_names(unmatched)})"
 
 
 def unknown_message(name: str, tensors: Sequence[str]) -> str:
     """How many of a file's tensors nobody understands, with the names of the first."""
-    return f"{name}: {len(tensors)} of its tensors are of no known network and are left out ({_first(tensors)})"
+    return f"{name}: {len(tensors)} of its tensors are of no known network and are left out ({first_names(tensors)})"
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
