@@ -7,7 +7,7 @@
   const BUSY_MS = 500;
   const LOST_MS = 5000;
   const STATES = { idle: "idle", running: "at work", finished: "finished", cancelled: "cancelled", failed: "not done" };
-  const state = { timer: 0, reported: 0, suggested: {} };
+  const state = { timer: 0, turn: 0, reported: 0, chosen: false, suggested: {} };
 
   const page = () => byId("files");
   const forms = () => [...page().querySelectorAll(".lw-tool")];
@@ -23,6 +23,7 @@
 
   function choose(name) {
     if (!form(name)) return;
+    state.chosen = true;
     for (const each of forms()) each.hidden = each.dataset.tool !== name;
     for (const button of page().querySelectorAll(".lw-kind")) {
       const chosen = button.dataset.tool === name;
@@ -112,6 +113,8 @@
     showProblems(of, []);
     try {
       show(await ask(`tools/${of.dataset.tool}/${what}`, { settings: values(of) }));
+      state.turn += 1;  // an answer that is still on its way tells of the work before
+      byId("tool-report").innerHTML = "";
       byId("tool-live").scrollIntoView({ block: "nearest", behavior: "smooth" });
     } catch (error) {
       showProblems(of, error.problems || [error.message]);
@@ -120,20 +123,25 @@
     await follow();
   }
 
+  /* Of several that ask at once only the last one shows what it is told. */
   async function follow() {
     clearTimeout(state.timer);
+    const turn = (state.turn += 1);
     try {
       const status = await ask("tools/status");
+      if (turn !== state.turn) return;
       show(status);
       if (status.state === "running") {
         state.timer = setTimeout(follow, BUSY_MS);
       } else if (status.number !== state.reported) {
-        state.reported = status.number;
         const answer = await ask("tools/report");
+        if (turn !== state.turn) return;
+        state.reported = status.number;
         if (answer.status.number === status.number && answer.status.state === status.state) ended(answer);
         else state.timer = setTimeout(follow, BUSY_MS);  // another page has begun another work
       }
     } catch (error) {
+      if (turn !== state.turn) return;
       core.report(error);
       state.timer = setTimeout(follow, LOST_MS);
     }
@@ -262,11 +270,11 @@
     next.focus();
   });
 
-  /* A page that is opened anew: the work that goes on, or the last one, with its values. */
+  /* A page that is opened anew: the work that goes on, or the last one, with its values, unless a tool is chosen. */
   async function restore() {
     await listFiles();
     const status = await ask("tools/status");
-    if (status.number) {
+    if (status.number && !state.chosen) {
       choose(status.tool);
       if (form(status.tool)) write(form(status.tool), status.values);
     }
@@ -276,7 +284,7 @@
   core.onFiles = [];  // called as tell(checkpoint: boolean) when a file was written
   core.onMount.push(() => {
     if (!page()) return;
-    state.reported = 0;
+    Object.assign(state, { reported: 0, chosen: false });
     for (const of of forms()) fields(of).forEach(followSuggestion);
     restore().catch(core.report);
     new IntersectionObserver((seen) => {
