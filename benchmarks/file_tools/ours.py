@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -24,6 +25,7 @@ def main(path: Path) -> None:
     torch.set_num_threads(job["threads"])
     tool = importlib.import_module(MODULES[job["tool"]]).TOOL
     torch.linalg.svd(torch.eye(2))  # loads what the library loads late
+    gc.freeze()  # as our command line does
     work = Work(device=torch.device(job["device"]))
     report = timed(lambda: tool.run(make_settings(tool, job["settings"]), work))
     Path(job["report"]).write_text(json.dumps(report), encoding="utf-8")

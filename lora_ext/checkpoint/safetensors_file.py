@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -35,6 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 _LONGEST_HEADER = 32_000_000  # bytes; a hundred times what large networks with long captions have
 _MOST_DIMENSIONS = 8
+_PIECE, _READERS = 2**23, 2  # bytes that one of the readers reads at once
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 
 
@@ -93,8 +96,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             header = _parsed_header(path, file)
             size = max((stored.end for stored in header.tensors.values()), default=0)
             content = torch.empty(size, dtype=torch.uint8)
-            file.seek(header.data_start)
-            _fill(path, file, content.numpy().data if size else memoryview(b""))
+            _fill_at(path, file, header.data_start, content.numpy().data if size else memoryview(b""))
     except OSError as error:
         raise _unreadable(path, error) from error
     return {name: _tensor(content, stored) for name, stored in header.tensors.items()}, header.metadata
@@ -107,12 +109,32 @@ def _tensor(content: Tensor, stored: StoredTensor) -> Tensor:
     return data.view(stored.dtype).reshape(stored.shape)
 
 
+def _fill_at(path: Path, file: Any, start: int, content: memoryview) -> None:
+    """Read what stands from `start` on; in several pieces at once where the system can do that with one open file."""
+    if len(content) <= _PIECE or not hasattr(os, "preadv"):  # Windows has none
+        file.seek(start)
+        _fill(path, file, content)
+        return
+
+    def read(position: int) -> None:
+        piece = content[position : position + _PIECE]
+        done = 0
+        while done < len(piece):
+            count = os.preadv(file.fileno(), [piece[done:]], start + position + done)
+            if not count:
+                raise _changed(path)
+            done += count
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(read, range(0, len(content), _PIECE)))
+
+
 def _fill(path: Path, file: Any, content: memoryview) -> None:
     done = 0
     while done < len(content):
         count = file.readinto(content[done:])
         if not count:
-            raise UserError(f"{path} was changed while it was read: try again")
+            raise _changed(path)
         done += count
 
 
@@ -184,6 +206,10 @@ def _sizes(numbers: Any) -> list[int] | None:
     if isinstance(numbers, list) and all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         return numbers
     return None
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} was changed while it was read: try again")
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -14,19 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lora_ext.merge.side_by_side import Workspace, side_by_side
 from lora_ext.merge.spectrum import Svd
 from lora_ext.networks.weight_delta import exact_matmul
 
 Suffices = Callable[[int, Tensor, Tensor], bool]
 """(place, singular values (k,) in fp64, at most how far each is off): whether that is exact enough."""
 
-_BATCH = 2**22  # numbers of all factors that are decomposed at once
+_BATCH, _LARGE_BATCH = 2**20, 2**22  # numbers of all factors that are decomposed at once
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
 _LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
 _MOST_OFF = 1e-3  # less than a tenth of it is usual
 _PIECE = 2048  # rows of which the products are summed in fp32
-_UNIT, _UNIT_OF_FEW = 7e-7, 4e-6
+_UNIT, _UNIT_OF_FEW = 9e-7, 4e-6
 """What fp32 does to the squares of the singular values of factors of r ranks, as a share of the bound of ‖up‖²‖down‖²:
 the first, and the second over r. A half more than was seen of 16 to 192 ranks and 8 to 10,240 rows, graded,
 mixed, even, all near one direction, and stored in fp16."""
@@ -53,6 +54,20 @@ class FactoredSvd:
         lost = float(self.values[rank:].square().sum().sqrt())
         return Svd(left, self.values[:rank].float(), right, lost)
 
+    def halves(self, places: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """up (m, k) and down (k, n) in fp32 of the singular values at these places, multiplied, each with their roots.
+
+        Where a value is zero, up alone is.
+        """
+        count = int(places.max()) + 1
+        left_mix, right_mix = self.vectors(count)
+        if len(places) != count:
+            left_mix, right_mix = left_mix[:, places], right_mix[places]
+        roots = (self.values[places] * factor).sqrt().float()
+        left_mix, right_mix = left_mix * roots, right_mix * torch.where(roots > 0, roots, 1.0)[:, None]
+        with exact_matmul():
+            return self.up.float() @ left_mix, right_mix @ self.down.float()
+
 
 def factored_svd(up: Tensor, down: Tensor) -> FactoredSvd:
     """The singular values of up (m, r) @ down (r, n), on their device; accurate to 1e-7 of the largest, and better.
@@ -63,7 +78,6 @@ def factored_svd(up: Tensor, down: Tensor) -> FactoredSvd:
     return found
 
 
-@torch.no_grad()
 def factored_svds(
     pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device, suffices: Suffices | None = None
 ) -> Iterator[tuple[int, FactoredSvd]]:
@@ -71,16 +85,27 @@ def factored_svds(
 
     With `suffices` values may be as far off as it allows, which takes half of the time.
     """
-    by_shape: dict[tuple[torch.Size, torch.Size], list[int]] = {}
-    for place, (up, down) in enumerate(pairs):
-        by_shape.setdefault((up.shape, down.shape), []).append(place)
-    for (up_shape, down_shape), places in by_shape.items():
-        count = max(1, _BATCH // (up_shape.numel() + down_shape.numel()))
-        for start in range(0, len(places), count):
-            chosen = places[start : start + count]
-            batch = [(pairs[place][0].to(device), pairs[place][1].to(device)) for place in chosen]
-            with exact_matmul():
-                yield from _decomposed(chosen, batch, suffices)
+
+    workspace = Workspace()
+
+    def decomposed(places: Sequence[int]) -> list[tuple[int, FactoredSvd]]:
+        batch = [(pairs[place][0].to(device), pairs[place][1].to(device)) for place in places]
+        return list(batch_of_svds(places, batch, suffices, workspace))
+
+    shapes = [(len(up), *down.shape) for up, down in pairs]
+    for found in side_by_side(decomposed, batches(shapes, device), device):
+        yield from found
+
+
+def batches(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> Iterator[list[int]]:
+    """The places of pairs of factors of equal (m, r, n), as many together as a processor's cache holds well."""
+    by_shape: dict[tuple[int, int, int], list[int]] = {}
+    for place, shape in enumerate(shapes):
+        by_shape.setdefault(shape, []).append(place)
+    most = _BATCH if device.type == "cpu" else _LARGE_BATCH
+    for (rows, rank, columns), places in by_shape.items():
+        count = max(1, most // max(rank * (rows + columns), 1))
+        yield from (places[start : start + count] for start in range(0, len(places), count))
 
 
 def cut_is_exact(values: Tensor, off: Tensor, rank: int) -> bool:
@@ -103,37 +128,47 @@ def suffices_for(rank_of: Callable[[int], int]) -> Suffices:
     return lambda place, values, off: cut_is_exact(values, off, min(rank_of(place), len(values)))
 
 
-def _decomposed(
-    places: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]], suffices: Suffices | None
+@torch.no_grad()
+def batch_of_svds(
+    places: Sequence[int],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    suffices: Suffices | None,
+    workspace: Workspace,
+    stacked: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[tuple[int, FactoredSvd]]:
-    """Pairs of equal shapes: in fp32 where that suffices, in fp64 where down allows it, by orthogonal factors else."""
+    """(place, `factored_svd`) of pairs of equal shapes on one device, whose places are given to `suffices`.
+
+    In fp32 where that suffices, in fp64 where down allows it, by orthogonal factors else. `stacked` are all ups and all
+    downs in fp32 where they are at hand.
+    """
     left = list(range(len(pairs)))
-    if suffices is not None and len(pairs[0][1]) >= _LEAST_RANK:
-        found = _by_gram_matrices(pairs, torch.float32)
-        left = []
-        for number, (place, each) in enumerate(zip(places, found, strict=True)):
-            if each is not None and suffices(place, each[0].values, each[1]):
-                yield place, each[0]
-            else:
-                left.append(number)
-    if not left:
-        return
-    again = [pairs[number] for number in left]
-    for number, pair, each in zip(left, again, _by_gram_matrices(again, torch.float64), strict=True):
-        yield places[number], _by_orthogonal_factors(*pair) if each is None else each[0]
+    with exact_matmul():
+        if suffices is not None and len(pairs[0][1]) >= _LEAST_RANK:
+            found = _by_gram_matrices(pairs, stacked or _stacked(pairs, torch.float32, workspace))
+            left = []
+            for number, (place, each) in enumerate(zip(places, found, strict=True)):
+                if each is not None and suffices(place, each[0].values, each[1]):
+                    yield place, each[0]
+                else:
+                    left.append(number)
+        if not left:
+            return
+        again = [pairs[number] for number in left]
+        found = _by_gram_matrices(again, _stacked(again, torch.float64, workspace))
+        for number, pair, each in zip(left, again, found, strict=True):
+            yield places[number], _by_orthogonal_factors(*pair) if each is None else each[0]
 
 
 def _by_gram_matrices(
-    pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype
+    pairs: Sequence[tuple[Tensor, Tensor]], stacked: tuple[Tensor, Tensor]
 ) -> list[tuple[FactoredSvd, Tensor] | None]:
     """The decompositions, and how far the values may be off for the number format of the Gram matrices.
 
-    None where the rows of down nearly depend on each other.
+    That is the one of `stacked`, all ups and all downs. None where the rows of down nearly depend on each other.
     """
-    ups, downs = (_stacked([pair[side] for pair in pairs], dtype) for side in (0, 1))
-    up_gram, down_gram = _gram(ups), _gram(downs.mT)
+    ups, downs = stacked
+    lengths, up_gram, down_gram = _evened(_gram(ups), _gram(downs.mT))
     bound = _largest(up_gram) * _largest(down_gram)
-    lengths, up_gram, down_gram = _evened(up_gram, down_gram)
     lower, failed = torch.linalg.cholesky_ex(down_gram)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     has_numbers = up_gram.flatten(1).isfinite().all(1)
@@ -142,8 +177,7 @@ def _by_gram_matrices(
     squares, vectors = torch.linalg.eigh(torch.where(usable, lower.mT @ up_gram @ lower, identity))
     values = squares.double().flip(-1).clamp_min(0).sqrt()
     vectors = vectors.flip(-1)
-    unit = _UNIT + _UNIT_OF_FEW / len(identity) if dtype == torch.float32 else 0.0
-    bound = torch.minimum(bound, _largest(up_gram) * _largest(down_gram))
+    unit = _UNIT + _UNIT_OF_FEW / len(identity) if ups.dtype == torch.float32 else 0.0
     squares_off = unit * bound.double()[:, None]
     below = values - (values.square() - squares_off).clamp_min(0).sqrt()
     off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
@@ -214,11 +248,17 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
     return FactoredSvd(values, left.float(), right.mT.float(), vectors)
 
 
-def _stacked(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    stacked = torch.empty(len(tensors), *tensors[0].shape, dtype=dtype, device=tensors[0].device)
-    for place, tensor in zip(stacked, tensors, strict=True):
-        place.copy_(tensor)
-    return stacked
+def _stacked(
+    pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, workspace: Workspace
+) -> tuple[Tensor, Tensor]:
+    """All ups (b, m, r) and all downs (b, r, n)."""
+    (up, down), count = pairs[0], len(pairs)
+    ups = workspace.take(f"up {dtype}", (count, *up.shape), dtype, up.device)
+    downs = workspace.take(f"down {dtype}", (count, *down.shape), dtype, down.device)
+    for number, pair in enumerate(pairs):
+        ups[number].copy_(pair[0])
+        downs[number].copy_(pair[1])
+    return ups, downs
 
 
 def _gram(matrices: Tensor) -> Tensor:
@@ -231,5 +271,7 @@ def _gram(matrices: Tensor) -> Tensor:
 
 
 def _largest(symmetric: Tensor) -> Tensor:
-    """A bound of the largest eigenvalue of each matrix (b, r, r)."""
-    return torch.minimum(symmetric.abs().sum(-1).amax(-1), symmetric.flatten(1).norm(dim=1))
+    """A bound of the largest eigenvalue of each positive matrix (b, r, r), that of its fourth power's norm."""
+    traces = symmetric.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(symmetric.dtype).tiny)
+    fourth = torch.linalg.matrix_power(symmetric / traces[:, None, None], 4)
+    return traces * fourth.flatten(1).norm(dim=1) ** 0.25

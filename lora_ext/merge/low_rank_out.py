@@ -54,17 +54,32 @@ class Source:
 
 
 def factor_tensors(svd: Svd, shape: Sequence[int], scale: float = 1.0) -> dict[str, Tensor]:
-    """lora_up, lora_down and alpha, in fp32 by suffix, of ΔW = scale · svd in the shape (out, in) or (out, in, kh, kw).
+    """`stored_factors` of ΔW = scale · svd, each with the root of a singular value.
 
-    Alpha is scale · rank. Each factor has the root of a singular value, so that neither loses more than the other when
-    they are rounded to half precision; where the value is zero, up alone is.
+    So neither loses more than the other when they are rounded to half precision; where the value is zero, up alone is.
     """
-    rank, kernel = len(svd.values), tuple(shape[2:])
     roots = svd.values.sqrt()
-    rows = torch.where(roots > 0, roots, 1.0)[:, None] * svd.right
+    return stored_factors(svd.left * roots, torch.where(roots > 0, roots, 1.0)[:, None] * svd.right, shape, scale)
+
+
+def stored_factors(up: Tensor, down: Tensor, shape: Sequence[int], scale: float = 1.0) -> dict[str, Tensor]:
+    """lora_up, lora_down and alpha by suffix, of ΔW = scale · up @ down in the shape (out, in) or (out, in, kh, kw).
+
+    Alpha is scale · rank.
+    """
+    rank, kernel = len(down), tuple(shape[2:])
     return {
-        "lora_up.weight": (svd.left * roots).reshape(shape[0], rank, *[1] * len(kernel)).contiguous(),
-        "lora_down.weight": rows.reshape(rank, shape[1], *kernel).contiguous(),
+        "lora_up.weight": up.reshape(shape[0], rank, *[1] * len(kernel)).contiguous(),
+        "lora_down.weight": down.reshape(rank, shape[1], *kernel).contiguous(),
+        "alpha": torch.tensor(scale * rank),
+    }
+
+
+def factor_outlines(shape: Sequence[int], rank: int, scale: float = 1.0) -> dict[str, Tensor]:
+    """The names and shapes of `stored_factors` (device "meta"), and its alpha."""
+    return {
+        "lora_up.weight": torch.empty(shape[0], rank, *[1] * len(shape[2:]), device="meta"),
+        "lora_down.weight": torch.empty(rank, *shape[1:], device="meta"),
         "alpha": torch.tensor(scale * rank),
     }
 
@@ -78,9 +93,10 @@ def with_stored_alpha(tensors: Mapping[str, Tensor], precision: Precision) -> di
     share = float(tensors["alpha"]) / float(alpha) if alpha else 1.0
     if share == 1:
         return dict(tensors)
-    return {name: tensor * share if name in _WITH_SCALE else tensor for name, tensor in tensors.items()} | {
-        "alpha": alpha
+    scaled = {
+        name: tensor if tensor.is_meta else tensor * share for name, tensor in tensors.items() if name in _WITH_SCALE
     }
+    return dict(tensors) | scaled | {"alpha": alpha}
 
 
 def named_tensors(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,15 +9,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lora_ext.merge.factored import factored_svds, suffices_for
-from lora_ext.merge.low_rank_out import factor_tensors
+from lora_ext.merge.factored import batch_of_svds, batches, suffices_for
+from lora_ext.merge.low_rank_out import factor_tensors, stored_factors
 from lora_ext.merge.module_sums import ModuleSum, balanced
 from lora_ext.merge.ranks import chosen_rank
+from lora_ext.merge.side_by_side import Workspace, side_by_side
 from lora_ext.merge.spectrum import dense_svd
 from lora_ext.networks.lora import factors_norm
 from lora_ext.networks.weight_delta.module import rows
-
-_AT_ONCE = 2**24  # numbers of joined factors that are in memory
 
 Step = Callable[[int, int], None]
 """(done, total): called between modules; the place where long work ends when it was told to."""
@@ -70,19 +69,19 @@ def approximated(
     """
     low = [module for module in sums if module.is_low_rank]
     others = [module for module in sums if not module.is_low_rank]
+
+    workspace = Workspace()
+
+    def nearest(places: Sequence[int]) -> list[MergedModule]:
+        group = [low[place] for place in places]
+        return list(_nearest_of_factors(group, [rank_of(each, rank, conv_rank) for each in group], device, workspace))
+
+    shapes = [(module.shape[0], module.rank or 0, prod(module.shape[1:])) for module in low]
     done = 0
-    for group in _by_size(low):
-        pairs = [module.factors(device) for module in group]
-        wanted = [rank_of(module, rank, conv_rank) for module in group]
-        for place, found in factored_svds(pairs, device, suffices_for(wanted.__getitem__)):
-            step(done, len(sums))
-            done += 1
-            module = group[place]
-            svd = found.cut(chosen_rank(found.values, None, wanted[place], len(found.values)))
-            squares = found.values.double().square()
-            kept = float(squares[: len(svd.values)].sum())
-            tensors = factor_tensors(svd, module.shape) | _bias(module, device)
-            yield MergedModule(module.key, _on_cpu(tensors), float(squares.sum()), kept, found.values.float().cpu())
+    for group in side_by_side(nearest, batches(shapes, device), device):
+        step(done, len(sums))
+        done += len(group)
+        yield from group
     for module in others:
         step(done, len(sums))
         done += 1
@@ -122,16 +121,22 @@ def _lost(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (tensor.to(dtype).float() - tensor).flatten(1).square().sum(1)
 
 
-def _by_size(modules: Sequence[ModuleSum]) -> list[list[ModuleSum]]:
-    """Modules of one size together, so that they can be computed at once; no more of them than memory has room for."""
-    groups: dict[tuple[int | None, int, int], list[ModuleSum]] = {}
-    for module in modules:
-        groups.setdefault((module.rank, module.shape[0], prod(module.shape[1:])), []).append(module)
-    found = []
-    for (rank, outputs, inputs), group in groups.items():
-        count = max(1, _AT_ONCE // ((rank or 1) * (outputs + inputs)))
-        found += [group[start : start + count] for start in range(0, len(group), count)]
-    return found
+def _nearest_of_factors(
+    modules: Sequence[ModuleSum], ranks: Sequence[int], device: torch.device, workspace: Workspace
+) -> Iterator[MergedModule]:
+    """Those of modules of one size."""
+    rank, count, shape = modules[0].rank or 0, len(modules), modules[0].shape
+    ups = workspace.take("up", (count, shape[0], rank), torch.float32, device)
+    downs = workspace.take("down", (count, rank, prod(shape[1:])), torch.float32, device)
+    pairs = [module.factors(device, pair) for module, *pair in zip(modules, ups, downs, strict=True)]
+    for place, found in batch_of_svds(range(count), pairs, suffices_for(ranks.__getitem__), workspace, (ups, downs)):
+        module = modules[place]
+        count = chosen_rank(found.values, None, ranks[place], len(found.values))
+        squares = found.values.double().square()
+        kept = float(squares[:count].sum())
+        up, down = found.halves(torch.arange(count, device=device))
+        tensors = stored_factors(up, down, module.shape) | _bias(module, device)
+        yield MergedModule(module.key, _on_cpu(tensors), float(squares.sum()), kept, found.values.float().cpu())
 
 
 def _nearest(module: ModuleSum, rank: int, device: torch.device) -> MergedModule:

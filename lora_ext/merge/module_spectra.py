@@ -9,9 +9,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lora_ext.merge.factored import Suffices, factored_svds
+from lora_ext.merge.factored import FactoredSvd, Suffices, factored_svds
 from lora_ext.merge.layer_shapes import layer_shape
-from lora_ext.merge.low_rank_out import factor_tensors, lengths_column
+from lora_ext.merge.low_rank_out import factor_outlines, factor_tensors, lengths_column, stored_factors
 from lora_ext.merge.spectrum import Svd, dense_svd
 from lora_ext.networks.formats import EMBEDDING, NetworkModules
 from lora_ext.networks.weight_delta import LowRankFactors, ModuleDelta, module_deltas
@@ -35,7 +35,7 @@ class ModuleSpectrum:
 
     `energy` is the sum of the squares of all of them, also of those that are not in `values`. `extra` are tensors by
     suffix that go beside the factors: lengths of DoRA, a bias. `algorithm` and `rank` are the file's, None where it has
-    no rank.
+    no rank. `cut` makes ΔW again where it is not `factored`.
     """
 
     key: str
@@ -46,6 +46,7 @@ class ModuleSpectrum:
     shape: tuple[int, ...]
     rank: int | None
     cut: Callable[[int], Svd]
+    factored: FactoredSvd | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -64,21 +65,21 @@ class ModuleSpectrum:
 
     def tensors(self, places: Tensor, rescale: float = 1.0) -> dict[str, Tensor]:
         """The module's tensors by suffix, on the CPU, with the singular values at these places alone."""
-        svd = self.cut(int(places.max()) + 1)
-        chosen = places.to(svd.values.device)
-        picked = Svd(svd.left[:, chosen], svd.values[chosen] * rescale, svd.right[chosen])
-        made = factor_tensors(picked, self.shape, self.scale)
+        if self.factored is not None:
+            chosen = places.to(self.factored.values.device)
+            made = stored_factors(*self.factored.halves(chosen, rescale), self.shape, self.scale)
+        else:
+            svd = self.cut(int(places.max()) + 1)
+            chosen = places.to(svd.values.device)
+            picked = Svd(svd.left[:, chosen], svd.values[chosen] * rescale, svd.right[chosen])
+            made = factor_tensors(picked, self.shape, self.scale)
         return {name: tensor.cpu() for name, tensor in made.items()} | {
             name: tensor.float() * rescale if name == _BIAS else tensor for name, tensor in self.extra.items()
         }
 
     def outline(self, rank: int) -> dict[str, Tensor]:
         """The names and shapes of `tensors` for a rank, without values except alpha's."""
-        none = torch.empty(0, 0, device="meta")
-        shapes = Svd(
-            none.new_empty(self.shape[0], rank), none.new_empty(rank), none.new_empty(rank, self.matrix_shape[1])
-        )
-        return factor_tensors(shapes, self.shape, self.scale) | self.extra
+        return factor_outlines(self.shape, rank, self.scale) | self.extra
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _factored(
         key, parts = keys[place], factors[keys[place]]
         values = svd.values.cpu()
         energy = float(values.square().sum())
-        yield key, ModuleSpectrum(key, "LoRA", values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut)
+        yield key, ModuleSpectrum(key, "LoRA", values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut, svd)
 
 
 def _dense(

@@ -64,15 +64,22 @@ class ModuleSum:
         shapes = [part.delta.shape_for(()) for part in self.weight_parts]
         return layer_shape(self.key, max(shapes, key=len), self.base)
 
-    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold."""
-        ups, downs = [], []
+    def factors(self, device: torch.device, into: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """up (out, rank), down (rank, in·kh·kw) in fp32 with ΔW = up @ down; `is_low_rank` must hold.
+
+        They are written `into` tensors of those shapes where there are some.
+        """
+        sizes = (self.shape[0], self.rank or 0), (self.rank or 0, prod(self.shape[1:]))
+        up, down = into or [torch.empty(size, device=device) for size in sizes]
+        start = 0
         for part in self.weight_parts:
             factors = part.delta.low_rank
             assert factors is not None
-            ups.append(factors.up.to(device, torch.float32) * (factors.scale * part.multiplier))
-            downs.append(factors.down.to(device, torch.float32))
-        return torch.cat(ups, 1), torch.cat(downs, 0)
+            end = start + len(factors.down)
+            up[:, start:end].copy_(factors.up).mul_(factors.scale * part.multiplier)
+            down[start:end].copy_(factors.down)
+            start = end
+        return up, down
 
     def dense(self, device: torch.device) -> Tensor:
         """ΔW in fp32 and in the weight's shape; factors are joined first."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from lora_ext.checkpoint.file_weights import CheckpointFile, open_checkpoint_file
 from lora_ext.config.tools.resize import ResizeSettings
@@ -19,6 +22,7 @@ from lora_ext.merge.recipes import Recipe, Reference, parse_recipes
 from lora_ext.merge.references import references_of
 from lora_ext.merge.resize_report import Resized, report_of
 from lora_ext.merge.resized_ranks import Ranks, Selection, selected_by_rank, selected_by_recipe
+from lora_ext.merge.side_by_side import side_by_side
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, all_or_none, check_output, precision_of, write_result
 from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
@@ -191,14 +195,12 @@ def _write(
     step: Callable[[int, int], None] | None,
 ) -> OutputFile:
     """Write the chosen singular values; with no `step` only tell how large the file would be."""
-    modules = {key: multiplied(key, tensors, selection.rescale) for key, tensors in spectrum.kept.items()}
-    chosen = [module for module in spectrum.modules if module.key in selection.places]
-    for number, module in enumerate(chosen, start=1):
-        places = selection.places[module.key]
-        made = module.outline(len(places)) if step is None else module.tensors(places, selection.rescale)
-        modules[module.key] = with_stored_alpha(made, precision)
-        if step is not None:
-            step(number, len(chosen))
+    kept = {key: multiplied(key, tensors, selection.rescale) for key, tensors in spectrum.kept.items()}
+    chosen = {module.key: module for module in spectrum.modules if module.key in selection.places}
+    outlines = {
+        key: with_stored_alpha(module.outline(len(selection.places[key])), precision) for key, module in chosen.items()
+    }
+    modules = kept | outlines
     if not modules:
         raise UserError(
             f"{opened.file.path.name}: nothing in it reaches the recipe's threshold, so that the file would be empty: "
@@ -209,7 +211,25 @@ def _write(
     tensors = spectrum.others | named_tensors(modules)
     if step is None:
         return OutputFile(out, network_size(tensors, metadata, precision))
-    return write_result(out, tensors, metadata, precision, work)
+
+    def made(key: str) -> Mapping[str, Tensor]:
+        return with_stored_alpha(chosen[key].tensors(selection.places[key], selection.rescale), precision)
+
+    def content(names: Sequence[str]) -> Iterator[Tensor]:
+        """Modules are made when their turn comes, factors a few ahead of it; dense ones would fill the memory so."""
+        key_of = {name: key for key, module in outlines.items() for name in named_tensors({key: module})}
+        order = list(dict.fromkeys(key_of[name] for name in names if name in key_of))
+        ahead = side_by_side(made, [key for key in order if chosen[key].factored], work.device)
+        ready: dict[str, Tensor] = {}
+        done = itertools.count()
+        for name in names:
+            key = key_of.get(name)
+            if key is not None and name not in ready:
+                step(next(done), len(order))
+                ready |= named_tensors({key: next(ahead) if chosen[key].factored else made(key)})
+            yield tensors[name] if key is None else ready.pop(name)
+
+    return write_result(out, tensors, metadata, precision, work, content)
 
 
 def _portion(work: Work, number: int, count: int) -> Callable[[float, float], Callable[[int, int], None]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
-from lora_ext.networks.file import PRECISION_DTYPES, Precision, write_network
+from lora_ext.networks.file import PRECISION_DTYPES, Content, Precision, write_network
 from lora_ext.networks.weight_delta.products import unused
 from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import Control, Progress, UserError
@@ -158,21 +158,33 @@ def all_or_none(outputs: Iterable[Path]) -> Iterator[None]:
 
 
 def write_result(
-    out: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision, work: Work
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    precision: Precision,
+    work: Work,
+    content: Content | None = None,
 ) -> OutputFile:
     """Write a network file at once, whole or not at all, unless the work was told to stop; hashes are computed anew.
 
+    With `content` shapes suffice for the tensors that are no alphas, as with `write_network`.
     UserError where a value is infinite or no number: a network with such a value makes black pictures.
     """
     work.control.raise_if_stopping()
-    tensors = {**tensors, **_without_meaning(tensors)}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not is_finite(tensor):
-            raise UserError(
-                f"{name} would have values in {out.name} that are infinite or no numbers: an input is damaged, or "
-                "its numbers are too large; check the inputs (check FILE), and repair them or take others"
-            )
-    write_network(out, tensors, metadata, precision)
+    harmless = _without_meaning(tensors)
+
+    def checked(names: Sequence[str]) -> Iterator[Tensor]:
+        found = map(tensors.__getitem__, names) if content is None else content(names)
+        for name, tensor in zip(names, found, strict=True):
+            tensor = harmless.get(name, tensor)
+            if tensor.is_floating_point() and not is_finite(tensor):
+                raise UserError(
+                    f"{name} would have values in {out.name} that are infinite or no numbers: an input is damaged, or "
+                    "its numbers are too large; check the inputs (check FILE), and repair them or take others"
+                )
+            yield tensor
+
+    write_network(out, tensors, metadata, precision, checked)
     return OutputFile(out, out.stat().st_size)
 
 

@@ -6,24 +6,23 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lora_ext.networks.beside import Beside, Chunk
 from lora_ext.protocols import UserError
 
 if sys.platform != "win32":
     import fcntl
 
-Chunk = bytes | memoryview
-"""A part of a file's content."""
-
 _SUFFIX = ".writing"
 
 
-def replace_file(path: Path, chunks: Iterable[Chunk]) -> None:
+def replace_file(path: Path, chunks: Iterable[Chunk], beginning: Callable[[], Chunk] | None = None) -> None:
     """Write `chunks` to a temporary file beside `path`, bring them to the disk, and put the file in `path`'s place.
 
+    `beginning`, asked for after the last chunk, is written over the first bytes: what is known at the end alone.
     Temporary files that a killed process left in the folder are deleted. Raises UserError where the folder cannot be
     made, or the file not written; `path` is as it was then, and nothing is left over.
     """
@@ -31,8 +30,12 @@ def replace_file(path: Path, chunks: Iterable[Chunk]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(path.parent)
         with _temporary_file(path) as (temporary, file):
-            for chunk in chunks:
-                file.write(chunk)
+            with Beside(file.write) as write:
+                for chunk in chunks:
+                    write(chunk)
+            if beginning is not None:
+                file.seek(0)
+                file.write(beginning())
             file.flush()
             os.fsync(file.fileno())
             file.close()

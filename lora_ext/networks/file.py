@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, read_tensors
-from lora_ext.networks.atomic_write import Chunk, replace_file
+from lora_ext.networks.atomic_write import replace_file
+from lora_ext.networks.beside import Beside, Chunk
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY, adapter_config_of
 from lora_ext.networks.formats.names import parse_tensor_name
@@ -24,6 +26,9 @@ from lora_ext.networks.pickled_file import read_pickled
 from lora_ext.protocols import UserError
 
 Precision = Literal["float", "fp16", "bf16"]
+
+Content = Callable[[Sequence[str]], Iterable[Tensor]]
+"""Asked once for tensors by their names, in their order in the file, it gives them one by one when they are written."""
 
 PRECISION_DTYPES: dict[Precision, torch.dtype] = {
     "float": torch.float32,
@@ -35,6 +40,7 @@ PRECISION_DTYPES: dict[Precision, torch.dtype] = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NETWORK_STARTS = ("lora_", "lycoris_", "lyco_", "oft_", "unet:", "text_encoder:")
 _NETWORK_PARTS = (".lora_", ".lora.", ".hada_", ".lokr_", ".oft_")
+_NO_HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}  # as long as those that are found
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what the WebUI's old model hash looks at
 
 
@@ -78,27 +84,38 @@ class NetworkFile:
         return self.network.modules
 
 
-def write_network(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> None:
+def write_network(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    precision: Precision,
+    content: Content | None = None,
+) -> None:
     """Cast, hash and write; the same tensors and metadata give the same bytes, and a file there is replaced at once.
 
-    `sshs_model_hash` and `sshs_legacy_hash` are added. Raises UserError where the file cannot be written, or where a
-    value does not fit the precision.
+    With `content` shapes and dtypes of the tensors suffice (device "meta"). `sshs_model_hash` and `sshs_legacy_hash` are added. Raises UserError where the
+    file cannot be written, or where a value does not fit the precision.
     """
-    cast = cast_tensors(tensors, precision)
-    model_hash, legacy_hash = precalculate_hashes(cast, metadata)
-    complete = {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
-    replace_file(path, _serialised(cast, complete))
+    entries = _entries(_outlines(tensors, precision))
+    hashes = SshsHashes(entries, metadata)
+
+    def chunks() -> Iterator[Chunk]:
+        yield header_bytes(entries, {**metadata, **_NO_HASHES})
+        names = list(entries)
+        made = map(tensors.__getitem__, names) if content is None else content(names)
+        cast = (_cast(name, tensor, precision) for name, tensor in zip(names, made, strict=True))
+        with Beside(hashes.update) as update:
+            for chunk in _tensor_bytes(cast):
+                update(chunk)
+                yield chunk
+
+    with contextlib.closing(chunks()) as written:
+        replace_file(path, written, lambda: header_bytes(entries, {**metadata, **hashes.as_metadata()}))
 
 
 def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> int:
     """How many bytes `write_network` writes; of the tensors, shapes and dtypes suffice (device "meta")."""
-    outlines = {
-        name: torch.empty_like(
-            tensor, dtype=PRECISION_DTYPES[precision] if tensor.is_floating_point() else tensor.dtype, device="meta"
-        )
-        for name, tensor in tensors.items()
-    }
-    return file_size(outlines, {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
+    return file_size(_outlines(tensors, precision), {**metadata, **_NO_HASHES})
 
 
 def file_size(outlines: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
@@ -149,21 +166,40 @@ def precalculate_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, st
 
 
 def sshs_hashes(entries: Mapping[str, Any], chunks: Iterable[Chunk], metadata: Mapping[str, str]) -> tuple[str, str]:
-    """(sshs_model_hash, sshs_legacy_hash) of the tensors of a header's entries, and of their bytes in that order.
+    """`SshsHashes` of a header's entries, and of the tensors' bytes in that order."""
+    hashes = SshsHashes(entries, metadata)
+    for chunk in chunks:
+        hashes.update(chunk)
+    return hashes.found()
+
+
+class SshsHashes:
+    """(sshs_model_hash, sshs_legacy_hash) of the tensors of a header's entries, whose bytes come in that order.
 
     The first is the sha256 of all after the header, the second 8 digits of that of 64 KiB from 1 MiB on, with the
     `ss_*` part of the metadata alone in the header.
     """
-    header = header_bytes(entries, {key: value for key, value in metadata.items() if key.startswith("ss_")})
-    model, legacy = hashlib.sha256(), hashlib.sha256()
-    position = len(header)
-    legacy.update(header[_LEGACY_START : _LEGACY_START + _LEGACY_LENGTH])
-    for chunk in chunks:
-        model.update(chunk)
-        start = max(_LEGACY_START - position, 0)
-        legacy.update(chunk[start : max(_LEGACY_START + _LEGACY_LENGTH - position, 0)])
-        position += len(chunk)
-    return model.hexdigest(), legacy.hexdigest()[:8]
+
+    def __init__(self, entries: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        header = header_bytes(entries, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+        self._model, self._legacy = hashlib.sha256(), hashlib.sha256()
+        self._legacy.update(header[_LEGACY_START : _LEGACY_START + _LEGACY_LENGTH])
+        self._position = len(header)
+
+    def update(self, chunk: Chunk) -> None:
+        """The next bytes of the tensors."""
+        self._model.update(chunk)
+        start = max(_LEGACY_START - self._position, 0)
+        self._legacy.update(chunk[start : max(_LEGACY_START + _LEGACY_LENGTH - self._position, 0)])
+        self._position += len(chunk)
+
+    def found(self) -> tuple[str, str]:
+        """Both, in hex digits."""
+        return self._model.hexdigest(), self._legacy.hexdigest()[:8]
+
+    def as_metadata(self) -> dict[str, str]:
+        """Both, by the names that they have in a file."""
+        return dict(zip(_NO_HASHES, self.found(), strict=True))
 
 
 def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
@@ -246,11 +282,11 @@ def _cast(name: str, tensor: Tensor, precision: Precision) -> Tensor:
     return cast
 
 
-def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Chunk]:
-    """The header with its length, then the tensors' bytes: safetensors' layout."""
-    entries = _entries(tensors)
-    yield header_bytes(entries, metadata)
-    yield from _tensor_bytes(tensors[name] for name in entries)
+def _outlines(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """Shapes and dtypes as a file of the precision has them."""
+    wanted = PRECISION_DTYPES[precision]
+    dtypes = {name: wanted if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+    return {name: torch.empty(tensor.shape, dtype=dtypes[name], device="meta") for name, tensor in tensors.items()}
 
 
 def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

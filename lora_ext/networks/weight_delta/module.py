@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,12 +97,36 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1)
 
 
+class _ExactMatmul:
+    """Whether TF32 was allowed before the first of the blocks that are running, in whichever thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._allowed = False
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._running:
+                self._allowed = torch.backends.cuda.matmul.allow_tf32
+                torch.backends.cuda.matmul.allow_tf32 = False
+            self._running += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                torch.backends.cuda.matmul.allow_tf32 = self._allowed
+
+
+_exact_matmul = _ExactMatmul()
+
+
 @contextmanager
 def exact_matmul() -> Iterator[None]:
     """Full fp32 in matrix products on a GPU, whatever the program around has allowed (TF32 keeps 10 bits)."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    _exact_matmul.enter()
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        _exact_matmul.leave()
