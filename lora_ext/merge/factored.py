@@ -1,15 +1,15 @@
 """Singular values of ΔW from its factors, without ever making it: batches of equal shapes, in as few digits as suffice.
 
 With G = upᵀup and down·downᵀ = L Lᵀ, the squares of the singular values of up @ down are the eigenvalues of Lᵀ G L, and
-its eigenvectors make the singular vectors. G and L Lᵀ take nearly all of the time, and fp32 half of that of fp64 (on
-most graphics cards a thirtieth): they are made in it first, with a bound of what that does to each value, and again in
-fp64 for those pairs that it does not suffice for.
+its eigenvectors make the singular vectors. In fp32 that takes half of the time (on most graphics cards a thirtieth): it
+is done in it first, with a bound of what that does to each value. For those pairs that it does not suffice for all
+after G and L Lᵀ is done in fp64, and at last everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,15 @@ _BATCH, _LARGE_BATCH = 2**20, 2**22  # numbers of all factors that are decompose
 _MAX_CONDITION = 1e4  # of down: its Gram matrix has the square of it, and fp64 16 digits
 _MAX_CONDITION_SINGLE = 30.0
 _LEAST_RANK = 16  # of fewer ranks fp32's errors are larger beside the bound, and fp64 takes no time
-_MOST_OFF = 1e-3  # less than a tenth of it is usual
+_MOST_OFF, _MOST_TURNED = 1e-2, 4e-4  # a tenth to a fifth of it is usual
 _PIECE = 2048  # rows of which the products are summed in fp32
 _UNIT, _UNIT_OF_FEW = 9e-7, 4e-6
 """What fp32 does to the squares of the singular values of factors of r ranks, as a share of the bound of ‖up‖²‖down‖²:
-the first, and the second over r. A half more than was seen of 16 to 192 ranks and 8 to 10,240 rows, graded,
-mixed, even, all near one direction, and stored in fp16."""
+the first, and the second over r. A third more than was seen of 16 to 256 ranks and 8 to 10,240 rows, graded, mixed,
+even, all near one direction, and stored in fp16 and bf16."""
+
+_OF_GRAMS = 0.45
+"""The share of that where fp32 has made the Gram matrices alone: a half more than was seen of the same."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def batches(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> Ite
 
 
 def cut_is_exact(values: Tensor, off: Tensor, rank: int) -> bool:
-    """Whether the first `rank` singular values (k,) and the product that they make are good to 1e-3, at the worst.
+    """Whether the first `rank` singular values (k,) are good to 1e-2, and their product to 4e-4, at the worst.
 
     Each value may be `off`. Vectors turn towards those that are cut off by that over the distance to their values.
     """
@@ -120,7 +123,7 @@ def cut_is_exact(values: Tensor, off: Tensor, rank: int) -> bool:
         return True
     squares_off = off[rank - 1] * (2 * last - off[rank - 1])
     turned = squares_off * last / (last.square() - values[rank].square())
-    return bool(turned <= _MOST_OFF * values[:rank].norm())
+    return bool(turned <= _MOST_TURNED * values[:rank].norm())
 
 
 def suffices_for(rank_of: Callable[[int], int]) -> Suffices:
@@ -138,63 +141,91 @@ def batch_of_svds(
 ) -> Iterator[tuple[int, FactoredSvd]]:
     """(place, `factored_svd`) of pairs of equal shapes on one device, whose places are given to `suffices`.
 
-    In fp32 where that suffices, in fp64 where down allows it, by orthogonal factors else. `stacked` are all ups and all
-    downs in fp32 where they are at hand.
+    In fp32 where that suffices, partly or wholly in fp64 where down allows it, by orthogonal factors else. `stacked`
+    are all ups and all downs in fp32 where they are at hand.
     """
     left = list(range(len(pairs)))
+    found: Sequence[_Found | None]
     with exact_matmul():
         if suffices is not None and len(pairs[0][1]) >= _LEAST_RANK:
-            found = _by_gram_matrices(pairs, stacked or _stacked(pairs, torch.float32, workspace))
-            left = []
-            for number, (place, each) in enumerate(zip(places, found, strict=True)):
-                if each is not None and suffices(place, each[0].values, each[1]):
-                    yield place, each[0]
-                else:
-                    left.append(number)
-        if not left:
-            return
+            grams = _Grams.of(stacked or _stacked(pairs, torch.float32, workspace))
+            for dtype in (torch.float32, torch.float64):
+                found = _decomposed([pairs[number] for number in left], grams.some(left).to(dtype))
+                missed = []
+                for number, each in zip(left, found, strict=True):
+                    if each is not None and suffices(places[number], each.svd.values, each.off):
+                        yield places[number], each.svd
+                    else:
+                        missed.append(number)
+                left = missed
+                if not left:
+                    return
         again = [pairs[number] for number in left]
-        found = _by_gram_matrices(again, _stacked(again, torch.float64, workspace))
+        found = _decomposed(again, _Grams.of(_stacked(again, torch.float64, workspace)))
         for number, pair, each in zip(left, again, found, strict=True):
-            yield places[number], _by_orthogonal_factors(*pair) if each is None else each[0]
+            yield places[number], _by_orthogonal_factors(*pair) if each is None else each.svd
 
 
-def _by_gram_matrices(
-    pairs: Sequence[tuple[Tensor, Tensor]], stacked: tuple[Tensor, Tensor]
-) -> list[tuple[FactoredSvd, Tensor] | None]:
-    """The decompositions, and how far the values may be off for the number format of the Gram matrices.
+@dataclass(frozen=True)
+class _Found:
+    """A decomposition, and how far its values (k,) may be off for the number formats on the way."""
 
-    That is the one of `stacked`, all ups and all downs. None where the rows of down nearly depend on each other.
-    """
-    ups, downs = stacked
-    lengths, up_gram, down_gram = _evened(_gram(ups), _gram(downs.mT))
+    svd: FactoredSvd
+    off: Tensor
+
+
+@dataclass(frozen=True)
+class _Grams:
+    """The Gram matrices (b, r, r) of ups and downs, and the number format of which they were made."""
+
+    up: Tensor
+    down: Tensor
+    made_in: torch.dtype
+
+    @staticmethod
+    def of(stacked: tuple[Tensor, Tensor]) -> _Grams:
+        """Those of all ups (b, m, r) and all downs (b, r, n)."""
+        ups, downs = stacked
+        return _Grams(_gram(ups), _gram(downs.mT), ups.dtype)
+
+    def some(self, numbers: Sequence[int]) -> _Grams:
+        """Some of them."""
+        return self if len(numbers) == len(self.up) else replace(self, up=self.up[numbers], down=self.down[numbers])
+
+    def to(self, dtype: torch.dtype) -> _Grams:
+        """The same in a number format to go on with."""
+        return replace(self, up=self.up.to(dtype), down=self.down.to(dtype))
+
+    @property
+    def unit(self) -> float:
+        """How far the squares of the singular values may be off, as a share of the bound of ‖up‖²‖down‖²."""
+        if self.made_in == torch.float64:
+            return 0.0
+        return (_UNIT + _UNIT_OF_FEW / self.up.shape[-1]) * (1 if self.up.dtype == torch.float32 else _OF_GRAMS)
+
+
+def _decomposed(pairs: Sequence[tuple[Tensor, Tensor]], grams: _Grams) -> list[_Found | None]:
+    """The decompositions from Gram matrices; None where the rows of down nearly depend on each other."""
+    lengths, up_gram, down_gram = _evened(grams.up, grams.down)
     bound = _largest(up_gram) * _largest(down_gram)
     lower, failed = torch.linalg.cholesky_ex(down_gram)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     has_numbers = up_gram.flatten(1).isfinite().all(1)
-    fits = ((failed == 0) & has_numbers & _is_independent(lower, identity)).tolist()
+    fits = ((failed == 0) & has_numbers & _is_independent(lower, identity, grams.made_in)).tolist()
     usable = torch.tensor(fits, device=lower.device)[:, None, None]
     squares, vectors = torch.linalg.eigh(torch.where(usable, lower.mT @ up_gram @ lower, identity))
     values = squares.double().flip(-1).clamp_min(0).sqrt()
     vectors = vectors.flip(-1)
-    unit = _UNIT + _UNIT_OF_FEW / len(identity) if ups.dtype == torch.float32 else 0.0
-    squares_off = unit * bound.double()[:, None]
+    squares_off = grams.unit * bound.double()[:, None]
     below = values - (values.square() - squares_off).clamp_min(0).sqrt()
     off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
-    possible = min(ups.shape[1], downs.shape[2])
-    return [
-        (
-            FactoredSvd(
-                values[number, :possible],
-                *pairs[number],
-                _Mixes(lengths[number, :, None] * lower[number], vectors[number], values[number]),
-            ),
-            off[number, :possible],
-        )
-        if fit
-        else None
-        for number, fit in enumerate(fits)
-    ]
+    found: list[_Found | None] = []
+    for number, ((up, down), fit) in enumerate(zip(pairs, fits, strict=True)):
+        possible = min(up.shape[0], down.shape[1])
+        mixes = _Mixes(lengths[number, :, None] * lower[number], vectors[number], values[number])
+        svd = FactoredSvd(values[number, :possible], up, down, mixes)
+        found.append(_Found(svd, off[number, :possible]) if fit else None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -224,12 +255,12 @@ def _evened(up_gram: Tensor, down_gram: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return lengths, up_gram * products, down_gram / products
 
 
-def _is_independent(lower: Tensor, identity: Tensor) -> Tensor:
+def _is_independent(lower: Tensor, identity: Tensor, made_in: torch.dtype) -> Tensor:
     """Whether the rows of down, of whose Gram matrices these are the triangular factors, can be told apart (b,).
 
-    In fp64 by the condition; in fp32, where whatever is doubtful is decomposed again, by what is on the diagonal.
+    In fp64 by the condition; of fp32, where whatever is doubtful is decomposed again, by what is on the diagonal.
     """
-    if lower.dtype == torch.float32:
+    if made_in == torch.float32:
         sizes = lower.diagonal(dim1=-2, dim2=-1)
         return sizes.amax(-1) < _MAX_CONDITION_SINGLE * sizes.amin(-1)
     inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
@@ -248,9 +279,7 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
     return FactoredSvd(values, left.float(), right.mT.float(), vectors)
 
 
-def _stacked(
-    pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, workspace: Workspace
-) -> tuple[Tensor, Tensor]:
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, workspace: Workspace) -> tuple[Tensor, Tensor]:
     """All ups (b, m, r) and all downs (b, r, n)."""
     (up, down), count = pairs[0], len(pairs)
     ups = workspace.take(f"up {dtype}", (count, *up.shape), dtype, up.device)

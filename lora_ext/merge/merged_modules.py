@@ -49,14 +49,11 @@ class MergedModule:
 
 def concatenated(sums: Sequence[ModuleSum], device: torch.device, step: Step) -> Iterator[MergedModule]:
     """Every ΔW exactly: the factors of all networks side by side, with scale 1; what has no factors is stored whole."""
+    low = [module for module in sums if module.is_low_rank]
+    joined = side_by_side(lambda module: _joined(module, device), low, device)
     for done, module in enumerate(sums):
         step(done, len(sums))
-        if not module.is_low_rank:
-            yield _whole(module, device)
-            continue
-        up, down = balanced(*module.factors(device))
-        energy = float(factors_norm(down, up)) ** 2
-        yield MergedModule(module.key, _factors(module, up, down) | _bias(module, device), energy, energy)
+        yield next(joined) if module.is_low_rank else _whole(module, device)
     step(len(sums), len(sums))
 
 
@@ -106,7 +103,9 @@ def rank_of(module: ModuleSum, rank: int | None, conv_rank: int | None) -> int:
 
 
 def rounding(module: MergedModule, dtype: torch.dtype) -> float:
-    """‖rounded ΔW - ΔW‖² as it is to be expected when the tensors are rounded to `dtype`."""
+    """‖rounded ΔW - ΔW‖² as it is to be expected when the tensors, in fp32, are rounded to `dtype`."""
+    if dtype == torch.float32:
+        return 0.0
     if "diff" in module.tensors:
         return _lost(module.tensors["diff"], dtype).sum().item()
     if "lora_down.weight" not in module.tensors:
@@ -128,7 +127,7 @@ def _nearest_of_factors(
     rank, count, shape = modules[0].rank or 0, len(modules), modules[0].shape
     ups = workspace.take("up", (count, shape[0], rank), torch.float32, device)
     downs = workspace.take("down", (count, rank, prod(shape[1:])), torch.float32, device)
-    pairs = [module.factors(device, pair) for module, *pair in zip(modules, ups, downs, strict=True)]
+    pairs = [module.factors(device, (up, down)) for module, up, down in zip(modules, ups, downs, strict=True)]
     for place, found in batch_of_svds(range(count), pairs, suffices_for(ranks.__getitem__), workspace, (ups, downs)):
         module = modules[place]
         count = chosen_rank(found.values, None, ranks[place], len(found.values))
@@ -139,6 +138,13 @@ def _nearest_of_factors(
         yield MergedModule(module.key, _on_cpu(tensors), float(squares.sum()), kept, found.values.float().cpu())
 
 
+def _joined(module: ModuleSum, device: torch.device) -> MergedModule:
+    up, down = balanced(*module.factors(device))
+    energy = float(factors_norm(down, up)) ** 2
+    tensors = stored_factors(up, down, module.shape) | _bias(module, device)
+    return MergedModule(module.key, _on_cpu(tensors), energy, energy)
+
+
 def _nearest(module: ModuleSum, rank: int, device: torch.device) -> MergedModule:
     whole = module.dense(device)
     energy = float(whole.double().square().sum())
@@ -146,18 +152,6 @@ def _nearest(module: ModuleSum, rank: int, device: torch.device) -> MergedModule
     kept = max(energy - svd.lost**2, 0.0)
     tensors = factor_tensors(svd, module.shape) | _bias(module, device)
     return MergedModule(module.key, _on_cpu(tensors), energy, kept, svd.values.cpu())
-
-
-def _factors(module: ModuleSum, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    """Factors of scale 1 as sd-scripts stores them."""
-    rank, kernel = len(down), module.shape[2:]
-    return _on_cpu(
-        {
-            "lora_up.weight": up.reshape(module.shape[0], rank, *[1] * len(kernel)),
-            "lora_down.weight": down.reshape(rank, *module.shape[1:]),
-            "alpha": torch.tensor(float(rank)),
-        }
-    )
 
 
 def _whole(module: ModuleSum, device: torch.device) -> MergedModule:

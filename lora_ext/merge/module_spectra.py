@@ -171,7 +171,10 @@ def _factored(
         key, parts = keys[place], factors[keys[place]]
         values = svd.values.cpu()
         energy = float(values.square().sum())
-        yield key, ModuleSpectrum(key, "LoRA", values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut, svd)
+        yield (
+            key,
+            ModuleSpectrum(key, "LoRA", values, energy, parts.scale, parts.shape, parts.up.shape[1], svd.cut, svd),
+        )
 
 
 def _dense(

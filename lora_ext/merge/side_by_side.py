@@ -21,8 +21,9 @@ _AHEAD = 4  # items a thread
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
     """What the function gives for each item, in their order, computed a few items ahead and without gradients.
 
-    On a processor as many threads as torch may use work on one item each. On other devices the calling thread does all
-    of it. What the function raises is raised here; the iterator ends when the threads have.
+    On a processor as many threads as torch may use work on one item each; torch's number of threads is 1 meanwhile,
+    also for a thread of the program around that uses torch for the first time then. On other devices the calling
+    thread does all of it. What the function raises is raised here; the iterator ends when the threads have.
     """
     count = torch.get_num_threads() if device.type == "cpu" else 1
     if count == 1:
@@ -31,6 +32,7 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], devi
         return
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(count, "modules", torch.set_num_threads, (1,))
+    torch.set_num_threads(1)  # what this thread does with the results leaves the processor to the others
     try:
         for item in items:
             waiting.append(pool.submit(torch.no_grad()(function), item))
@@ -42,7 +44,7 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], devi
         for future in waiting:
             future.cancel()
         pool.shutdown()
-        torch.set_num_threads(count)  # what the threads have set holds for those that torch meets later, too
+        torch.set_num_threads(count)
 
 
 class Workspace(threading.local):

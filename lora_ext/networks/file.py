@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,13 +93,13 @@ def write_network(
 ) -> None:
     """Cast, hash and write; the same tensors and metadata give the same bytes, and a file there is replaced at once.
 
-    With `content` shapes and dtypes of the tensors suffice (device "meta"). `sshs_model_hash` and `sshs_legacy_hash` are added. Raises UserError where the
-    file cannot be written, or where a value does not fit the precision.
+    With `content` shapes and dtypes of the tensors suffice (device "meta"). `sshs_model_hash` and `sshs_legacy_hash`
+    are added. Raises UserError where the file cannot be written, or where a value does not fit the precision.
     """
     entries = _entries(_outlines(tensors, precision))
     hashes = SshsHashes(entries, metadata)
 
-    def chunks() -> Iterator[Chunk]:
+    def chunks() -> Generator[Chunk, None, None]:
         yield header_bytes(entries, {**metadata, **_NO_HASHES})
         names = list(entries)
         made = map(tensors.__getitem__, names) if content is None else content(names)

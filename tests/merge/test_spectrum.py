@@ -178,3 +178,42 @@ def test_numbers_whose_squares_are_too_large_for_fp32_are_decomposed_in_fp64() -
     [(_, found)] = factored_svds([(up, down)], up.device, suffices_for(lambda place: 2))
     wanted = torch.linalg.svdvals(up.double() @ down.double())[:16]
     torch.testing.assert_close(found.values, wanted, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("decay", [0.99, 0.9, 0.7])
+def test_no_value_is_further_off_than_is_told(dtype: torch.dtype, decay: float) -> None:
+    """Of fp32 throughout, and of fp32 for the Gram matrices alone; what is asked again in fp64 is exact."""
+    rank = 48
+    pairs = [
+        (
+            (normal(96, rank, seed=seed) * decay ** torch.arange(rank)).to(dtype),
+            normal(rank, 80, seed=seed + 9).to(dtype),
+        )
+        for seed in range(8)
+    ]
+    wanted = [exact_values(*pair)[:rank] for pair in pairs]
+    told: dict[int, list[Tensor]] = {}
+
+    def never(place: int, values: Tensor, off: Tensor) -> bool:
+        assert ((values - wanted[place]).abs() <= off).all()
+        told.setdefault(place, []).append(off)
+        return False
+
+    for place, found in factored_svds(pairs, torch.device("cpu"), never):
+        torch.testing.assert_close(found.values, wanted[place], rtol=0, atol=1e-7 * float(wanted[place][0]))
+    assert sorted(told) == list(range(len(pairs)))
+    for single, partly in told.values():
+        assert 0 < float(partly[0]) < float(single[0]) < 1e-5 * float(wanted[0][0])
+
+
+def test_halves_are_what_is_cut() -> None:
+    up, down = normal(30, 8), normal(8, 20, seed=1)
+    found = factored_svd(up, down)
+    left, right = found.halves(torch.arange(5))
+    torch.testing.assert_close(left @ right, product(found.cut(5)).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1))
+    left, right = found.halves(torch.tensor([0, 3]), 2.0)
+    whole = found.cut(8)
+    wanted = 2 * (whole.left[:, [0, 3]] * whole.values[[0, 3]]) @ whole.right[[0, 3]]
+    torch.testing.assert_close(left @ right, wanted, rtol=0, atol=1e-5)

@@ -43,6 +43,18 @@ def test_writing_and_replacing(tmp_path: Path) -> None:
     assert names(path.parent) == ["a.safetensors"]
 
 
+def test_what_is_known_at_the_end_alone_stands_at_the_beginning(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a.safetensors", []
+
+    def chunks() -> Iterator[bytes]:
+        for chunk in (b"????", b"one", b"two"):
+            seen.append(chunk)
+            yield chunk
+
+    replace_file(path, chunks(), lambda: b"%04d" % sum(map(len, seen)))
+    assert path.read_bytes() == b"0010onetwo"
+
+
 def test_a_killed_save_leaves_the_previous_file_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     replace_file(path, [b"the previous epoch"])

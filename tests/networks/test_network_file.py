@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from lora_ext.checkpoint.safetensors_file import read_metadata
@@ -199,3 +200,27 @@ def test_missing_files_and_folders_are_refused_in_words(tmp_path: Path) -> None:
         scan_network(tmp_path / "missing.safetensors")
     with pytest.raises(UserError, match="cannot be read"):
         read_network(tmp_path)
+
+
+def test_tensors_that_are_made_when_they_are_written_give_the_same_file(tmp_path: Path) -> None:
+    found = tensors(3, 4, 700)
+    write_network(tmp_path / "a.safetensors", found, METADATA, "fp16")
+    outlines = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in found.items()}
+    asked: list[str] = []
+
+    def content(names: Sequence[str]) -> Iterator[Tensor]:
+        for name in names:
+            asked.append(name)
+            yield found[name]
+
+    write_network(tmp_path / "b.safetensors", outlines, METADATA, "fp16", content)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert asked == list(read_network(tmp_path / "b.safetensors").tensors)
+
+
+def test_large_files_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    found = {"a": torch.arange(5_000_003, dtype=torch.int32), "b": torch.arange(7, dtype=torch.float64)}
+    save_file(found, path)
+    for name, tensor in read_network(path).tensors.items():
+        assert torch.equal(tensor, found[name])

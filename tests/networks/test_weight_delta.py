@@ -122,3 +122,17 @@ def test_tf32_is_off_inside_and_as_before_outside() -> None:
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_exact_products_end_with_the_last_thread_that_needs_them() -> None:
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        first, second = exact_matmul(), exact_matmul()
+        with first:
+            second.__enter__()
+        assert not torch.backends.cuda.matmul.allow_tf32
+        second.__exit__(None, None, None)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
