@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.file_tools.timed import timed
+from lora_ext.commands.file_tools import work_of
 from lora_ext.merge.tools import MODULES, make_settings
-from lora_ext.merge.work import Work
+from lora_ext.protocols import Control
 
 
 def main(path: Path) -> None:
@@ -26,7 +27,7 @@ def main(path: Path) -> None:
     tool = importlib.import_module(MODULES[job["tool"]]).TOOL
     torch.linalg.svd(torch.eye(2))  # loads what the library loads late
     gc.freeze()  # as our command line does
-    work = Work(device=torch.device(job["device"]))
+    work = work_of(path.parent, job["device"], Control())
     report = timed(lambda: tool.run(make_settings(tool, job["settings"]), work))
     Path(job["report"]).write_text(json.dumps(report), encoding="utf-8")
 

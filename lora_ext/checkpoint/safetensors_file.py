@@ -1,12 +1,14 @@
-"""Reading safetensors files: the header alone, or all tensors into memory of our own; nothing stays mapped.
+"""Reading safetensors files: the header alone, or all tensors, into memory of our own unless mapping is asked for.
 
-A mapped file cannot be replaced on Windows, and changes under the reader where it is written in place.
+A mapped file cannot be replaced on Windows. Where it is written in place, it changes under the reader, and a process
+that reads what was cut off is ended by the system: a command of its own may risk that, a WebUI may not.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -89,14 +91,22 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _metadata({"__metadata__": metadata})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors in the dtypes they have, and the metadata; raises as `read_header` does."""
+def read_tensors(path: Path, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors in the dtypes they have, and the metadata; raises as `read_header` does.
+
+    With `mapped` the file is their memory, as long as any of them is there; what is written to them does not reach it.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
             header = _parsed_header(path, file)
             size = max((stored.end for stored in header.tensors.values()), default=0)
-            content = torch.empty(size, dtype=torch.uint8)
-            _fill_at(path, file, header.data_start, content.numpy().data if size else memoryview(b""))
+            start = header.data_start
+            if mapped and size:
+                whole = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+                content = whole[start : start + size]
+            else:
+                content = torch.empty(size, dtype=torch.uint8)
+                _fill_at(path, file, start, content.numpy().data if size else memoryview(b""))
     except OSError as error:
         raise _unreadable(path, error) from error
     return {name: _tensor(content, stored) for name, stored in header.tensors.items()}, header.metadata
@@ -104,7 +114,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _tensor(content: Tensor, stored: StoredTensor) -> Tensor:
     data = content[stored.begin : stored.end]
-    if stored.begin % max(stored.dtype.itemsize, 1):
+    if data.data_ptr() % max(stored.dtype.itemsize, 1):
         data = data.clone()  # elsewhere in memory, where the numbers are aligned
     return data.view(stored.dtype).reshape(stored.shape)
 

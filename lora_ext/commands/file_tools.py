@@ -156,7 +156,8 @@ def work_of(home: Path, device: str, control: Control) -> Work:
         return stored_text(work.checkpoint(text), chosen)
 
     chosen = choose_device(device)
-    work = Work(chosen, control, progress_with_time(), find_network, find_model, open_text)
+    maps_files = sys.platform != "win32"  # there a mapped file cannot be replaced, and nobody would know why
+    work = Work(chosen, control, progress_with_time(), find_network, find_model, open_text, maps_files)
     return work
 
 

@@ -23,7 +23,7 @@ from lora_ext.merge.work import (
     precision_of,
     write_result,
 )
-from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
+from lora_ext.networks.file import NetworkFile, Precision, network_size
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY
 from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.protocols import UserError
@@ -81,7 +81,7 @@ def _plan(settings: ConvertSettings, work: Work) -> _Plan:
     path, out = work.network(settings.file), Path(settings.out.strip())
     check_output(out, [path], settings.overwrite)
     check_memory(4 * path.stat().st_size, f"converting {path.name}")
-    file = read_network(path)
+    file = work.read_network(path)
     if not file.modules:
         raise UserError(f"{path} holds no network: none of its {len(file.tensors)} tensors is one of a network")
     base, converted = _converted(file, settings.to)

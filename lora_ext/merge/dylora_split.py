@@ -15,7 +15,7 @@ from lora_ext.merge.low_rank_out import Source, changed_metadata, kind_metadata,
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, all_or_none, check_output, precision_of, write_result
-from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
+from lora_ext.networks.file import NetworkFile, Precision, network_size
 from lora_ext.networks.weight_delta import module_deltas
 from lora_ext.protocols import UserError
 
@@ -108,7 +108,7 @@ def _plan(settings: DyloraSplitSettings, work: Work) -> _Plan:
         raise UserError("no output is given: name a folder, or a file to put the ranks behind (--out FOLDER)")
     path = work.network(settings.file)
     check_memory(3 * path.stat().st_size, f"splitting {path.name}")
-    file = read_network(path)
+    file = work.read_network(path)
     _check_kind(file)
     full = max(len(tensors["lora_down.weight"]) for tensors in file.modules.values())
     ranks = _ranks(settings, file, full)

@@ -40,20 +40,20 @@ _OF_GRAMS = 0.45
 class FactoredSvd:
     """The singular values (k,) of a product of two factors, in fp64, and what it takes to make the vectors.
 
-    There are as many as the rank of the factors, or as their product can have where that is less. `vectors(rank)` gives
-    what up (m, r) and down (r, n) are multiplied by, in fp32: (r, rank) and (rank, r).
+    There are as many as the rank of the factors, or as their product can have where that is less. up (m, r) and down
+    (r, n) are multiplied by the `mixes` (r, j) and (j, r), in fp32 and with at least as many vectors.
     """
 
     values: Tensor
     up: Tensor
     down: Tensor
-    vectors: Callable[[int], tuple[Tensor, Tensor]]
+    mixes: tuple[Tensor, Tensor]
 
     def cut(self, rank: int) -> Svd:
         """The first `rank` singular values with their vectors: the best approximation of that rank."""
-        left_mix, right_mix = self.vectors(rank)
         with exact_matmul():
-            left, right = self.up.float() @ left_mix, right_mix @ self.down.float()
+            left = self.up.float() @ self.mixes[0][:, :rank]
+            right = self.mixes[1][:rank] @ self.down.float()
         lost = float(self.values[rank:].square().sum().sqrt())
         return Svd(left, self.values[:rank].float(), right, lost)
 
@@ -62,12 +62,9 @@ class FactoredSvd:
 
         Where a value is zero, up alone is.
         """
-        count = int(places.max()) + 1
-        left_mix, right_mix = self.vectors(count)
-        if len(places) != count:
-            left_mix, right_mix = left_mix[:, places], right_mix[places]
         roots = (self.values[places] * factor).sqrt().float()
-        left_mix, right_mix = left_mix * roots, right_mix * torch.where(roots > 0, roots, 1.0)[:, None]
+        left_mix = self.mixes[0][:, places] * roots
+        right_mix = self.mixes[1][places] * torch.where(roots > 0, roots, 1.0)[:, None]
         with exact_matmul():
             return self.up.float() @ left_mix, right_mix @ self.down.float()
 
@@ -215,33 +212,19 @@ def _decomposed(pairs: Sequence[tuple[Tensor, Tensor]], grams: _Grams) -> list[_
     usable = torch.tensor(fits, device=lower.device)[:, None, None]
     squares, vectors = torch.linalg.eigh(torch.where(usable, lower.mT @ up_gram @ lower, identity))
     values = squares.double().flip(-1).clamp_min(0).sqrt()
-    vectors = vectors.flip(-1)
+    lower = lengths[:, :, None] * lower
+    inverses = torch.where(values > values[:, :1] * 1e-9, 1 / values, 0).to(vectors.dtype)
+    left_mixes = (lower @ vectors.flip(-1) * inverses[:, None]).float()
+    right_mixes = torch.linalg.solve_triangular(lower.mT, vectors.flip(-1), upper=True).mT.float()
     squares_off = grams.unit * bound.double()[:, None]
     below = values - (values.square() - squares_off).clamp_min(0).sqrt()
     off = torch.maximum(below, (values.square() + squares_off).sqrt() - values)
     found: list[_Found | None] = []
     for number, ((up, down), fit) in enumerate(zip(pairs, fits, strict=True)):
         possible = min(up.shape[0], down.shape[1])
-        mixes = _Mixes(lengths[number, :, None] * lower[number], vectors[number], values[number])
-        svd = FactoredSvd(values[number, :possible], up, down, mixes)
+        svd = FactoredSvd(values[number, :possible], up, down, (left_mixes[number], right_mixes[number]))
         found.append(_Found(svd, off[number, :possible]) if fit else None)
     return found
-
-
-@dataclass(frozen=True)
-class _Mixes:
-    """What up and down are multiplied by, from the eigenvectors (r, r) and the singular values (r,)."""
-
-    lower: Tensor
-    eigenvectors: Tensor
-    values: Tensor
-
-    def __call__(self, rank: int) -> tuple[Tensor, Tensor]:
-        values, vectors = self.values[:rank], self.eigenvectors[:, :rank]
-        inverses = torch.where(values > self.values[0] * 1e-9, 1 / values, 0).to(vectors.dtype)
-        right = torch.linalg.solve_triangular(self.lower.mT, vectors, upper=True).mT
-        with exact_matmul():
-            return (self.lower @ vectors * inverses).float(), right.float()
 
 
 def _evened(up_gram: Tensor, down_gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,11 +255,7 @@ def _by_orthogonal_factors(up: Tensor, down: Tensor) -> FactoredSvd:
     left, upper = torch.linalg.qr(up.double())
     right, lower = torch.linalg.qr(down.double().mT)
     inner_left, values, inner_right = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
-
-    def vectors(rank: int) -> tuple[Tensor, Tensor]:
-        return inner_left[:, :rank].float(), inner_right[:rank].float()
-
-    return FactoredSvd(values, left.float(), right.mT.float(), vectors)
+    return FactoredSvd(values, left.float(), right.mT.float(), (inner_left.float(), inner_right.float()))
 
 
 def _stacked(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, workspace: Workspace) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from lora_ext.config.arguments import finite_number
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.work import Work
 from lora_ext.networks.block_weights import BlockWeights, parse_block_weights
-from lora_ext.networks.file import NetworkFile, read_network
+from lora_ext.networks.file import NetworkFile
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.formats.blocks import family_by_names
 from lora_ext.networks.matching import unknown_message
@@ -102,7 +102,7 @@ def weighted_networks(
     te_weights = _one_for_each("te_weight", te_weight, count, _te_weight)
     blocks = _one_for_each("lbw", lbw, count, parse_block_weights)
     return [
-        _read(path, weight, weight if te is None else te, block, architecture)
+        _read(work, path, weight, weight if te is None else te, block, architecture)
         for (path, weight), te, block in zip(given, te_weights, blocks, strict=True)
     ]
 
@@ -153,10 +153,15 @@ def _said_base(metadata: Mapping[str, str]) -> str:
 
 
 def _read(
-    path: Path, weight: float, te_weight: float, blocks: BlockWeights | None, architecture: Architecture | None
+    work: Work,
+    path: Path,
+    weight: float,
+    te_weight: float,
+    blocks: BlockWeights | None,
+    architecture: Architecture | None,
 ) -> WeightedNetwork:
     check_memory(path.stat().st_size, f"reading {path.name}")
-    file = read_network(path)
+    file = work.read_network(path)
     network = canonical_modules(file.tensors, file.metadata, architecture)
     if not network.modules:
         raise UserError(f"{path} holds no network: none of its {len(file.tensors)} tensors is one of a network")

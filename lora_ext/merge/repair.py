@@ -15,7 +15,7 @@ from lora_ext.merge.low_rank_out import Source, changed_metadata
 from lora_ext.merge.memory import check_memory
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, check_output, precision_of, write_result
-from lora_ext.networks.file import NetworkFile, network_size, read_network
+from lora_ext.networks.file import NetworkFile, network_size
 from lora_ext.networks.formats import EMBEDDING
 from lora_ext.networks.weight_delta import UnsupportedNetworkError, module_delta
 from lora_ext.networks.weight_delta.stored import check_values
@@ -117,7 +117,7 @@ def run(settings: RepairSettings, work: Work) -> ToolReport:
 
 def _repaired(settings: RepairSettings, work: Work) -> tuple[NetworkFile, Repaired]:
     work.step(0, 1)
-    file = read_network(work.network(settings.file))
+    file = work.read_network(work.network(settings.file))
     return file, repaired(file)
 
 

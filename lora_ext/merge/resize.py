@@ -25,7 +25,7 @@ from lora_ext.merge.resized_ranks import Ranks, Selection, selected_by_rank, sel
 from lora_ext.merge.side_by_side import side_by_side
 from lora_ext.merge.tools import Tool
 from lora_ext.merge.work import OutputFile, ToolReport, Work, all_or_none, check_output, precision_of, write_result
-from lora_ext.networks.file import NetworkFile, Precision, network_size, read_network
+from lora_ext.networks.file import NetworkFile, Precision, network_size
 from lora_ext.networks.formats import NetworkModules, canonical_modules
 from lora_ext.networks.matching import match
 from lora_ext.networks.weight_delta import ModuleDelta
@@ -141,7 +141,7 @@ def _one(
 ) -> list[Resized]:
     """Resize one network in every way that was asked for."""
     check_memory(3 * order.path.stat().st_size + _SLACK, f"resizing {order.path.name}")
-    opened = _open(order.path, checkpoint)
+    opened = _open(order.path, checkpoint, work)
     recipes = [recipe for recipe, _ in order.outputs if recipe is not None]
     shapes = {key: view.shape for key, view in checkpoint.weights.items()} if checkpoint else {}
     fixed = None if recipes or ranks.rule else ranks.limit_of
@@ -168,9 +168,9 @@ def _one(
     return results
 
 
-def _open(path: Path, checkpoint: CheckpointFile | None) -> _Opened:
+def _open(path: Path, checkpoint: CheckpointFile | None, work: Work) -> _Opened:
     """A network with what its modules do; UserError where there is nothing to resize, or the checkpoint is another."""
-    file = read_network(path)
+    file = work.read_network(path)
     try:
         network = canonical_modules(file.tensors, file.metadata, checkpoint.architecture if checkpoint else None)
         deltas = resizable(network)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
-from lora_ext.networks.file import PRECISION_DTYPES, Content, Precision, write_network
+from lora_ext.networks.file import PRECISION_DTYPES, Content, NetworkFile, Precision, read_network, write_network
 from lora_ext.networks.weight_delta.products import unused
 from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import Control, Progress, UserError
@@ -50,7 +50,8 @@ class Work:
     """What a tool is given beside its settings; raises `Cancelled` out of `step` when it was told to stop.
 
     `find_network` and `find_checkpoint` tell the file that a name or a path stands for, None where there is none.
-    `open_text` gives the text encoders of a checkpoint by its name, for the length of a block.
+    `open_text` gives the text encoders of a checkpoint by its name, for the length of a block. With `maps_files`
+    networks are not read into memory (see `read_tensors`).
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -59,6 +60,11 @@ class Work:
     find_network: Callable[[str], Path | None] = _by_path
     find_checkpoint: Callable[[str], Path | None] = _by_path
     open_text: Callable[[str], AbstractContextManager[TextPart]] = _no_text_part
+    maps_files: bool = False
+
+    def read_network(self, path: Path) -> NetworkFile:
+        """A network's file; raises UserError as `networks.file.read_network` does."""
+        return read_network(path, self.maps_files)
 
     def network(self, text: str) -> Path:
         """The file of a network by its name or path; UserError where there is none."""

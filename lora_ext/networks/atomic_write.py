@@ -17,6 +17,7 @@ if sys.platform != "win32":
     import fcntl
 
 _SUFFIX = ".writing"
+_MOST_WAITING = 2**26  # bytes that are not on the disk
 
 
 def replace_file(path: Path, chunks: Iterable[Chunk], beginning: Callable[[], Chunk] | None = None) -> None:
@@ -30,7 +31,7 @@ def replace_file(path: Path, chunks: Iterable[Chunk], beginning: Callable[[], Ch
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(path.parent)
         with _temporary_file(path) as (temporary, file):
-            with Beside(file.write) as write:
+            with Beside(_written_through(file)) as write:
                 for chunk in chunks:
                     write(chunk)
             if beginning is not None:
@@ -45,6 +46,22 @@ def replace_file(path: Path, chunks: Iterable[Chunk], beginning: Callable[[], Ch
             f"{path} cannot be written ({error.strerror or error}): free some space, allow writing there, close "
             "programs that hold the file, or choose another output folder"
         ) from error
+
+
+def _written_through(file: BinaryIO) -> Callable[[Chunk], None]:
+    """Writes chunks, and brings them to the disk meanwhile: all at once in the end it would take as long again."""
+    waiting = 0
+
+    def write(chunk: Chunk) -> None:
+        nonlocal waiting
+        file.write(chunk)
+        waiting += len(chunk)
+        if waiting >= _MOST_WAITING:
+            file.flush()
+            os.fsync(file.fileno())
+            waiting = 0
+
+    return write
 
 
 @contextlib.contextmanager

@@ -233,14 +233,14 @@ def scan_network(path: Path) -> NetworkHeader:
     return NetworkHeader(path, shapes, metadata, start, {name: each.dtype for name, each in stored.items()})
 
 
-def read_network(path: Path) -> NetworkFile:
-    """Read a file whole, in the dtypes it has; nothing of it stays open or mapped.
+def read_network(path: Path, mapped: bool = False) -> NetworkFile:
+    """Read a file whole, in the dtypes it has; nothing of it stays open, nor mapped unless that is asked for.
 
     Raises UserError as `scan_network` does.
     """
     if path.suffix.lower() in PICKLED:
         return NetworkFile(path, read_pickled(path), {})
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, mapped)
     config = adapter_config_of(path)
     return NetworkFile(path, tensors, metadata if config is None else {**metadata, CONFIG_KEY: config})
 

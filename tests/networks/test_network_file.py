@@ -224,3 +224,25 @@ def test_large_files_are_read_as_they_are(tmp_path: Path) -> None:
     save_file(found, path)
     for name, tensor in read_network(path).tensors.items():
         assert torch.equal(tensor, found[name])
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_mapped_files_are_read_as_they_are_and_stay_so(tmp_path: Path, padding: int) -> None:
+    path = tmp_path / "mapped.safetensors"
+    found = {"a": torch.arange(5, dtype=torch.float64), "b": torch.arange(7, dtype=torch.float16)}
+    content = save(found)
+    length = int.from_bytes(content[:8], "little") + padding  # some writers leave the tensors where they fall
+    path.write_bytes(
+        length.to_bytes(8, "little")
+        + content[8 : 8 + length - padding]
+        + b" " * padding
+        + content[8 + length - padding :]
+    )
+    before = path.read_bytes()
+    file = read_network(path, mapped=True)
+    for name, tensor in file.tensors.items():
+        assert torch.equal(tensor, found[name])
+        tensor += 1
+    assert path.read_bytes() == before
+    (tmp_path / "none.safetensors").write_bytes(save({}))
+    assert read_network(tmp_path / "none.safetensors", mapped=True).tensors == {}
