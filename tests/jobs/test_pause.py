@@ -71,7 +71,7 @@ def test_the_network_in_training_is_usable_while_paused_and_only_then(
     assert status.record is not None and status.active and status.eta_seconds is None
     assert (status.phase, status.live_network) == ("paused", "cat-live")
     assert f"paused after {status.record.steps} steps" in status.record.note
-    assert runner.registry.record(run.id).state == "paused"
+    until(runner, run.id, lambda _: runner.registry.record(run.id).state == "paused")  # the disk comes after the status
     assert np.array_equal(picture(tiny_host, "a cat"), bare)
     live = picture(tiny_host, LIVE)
     assert not np.array_equal(live, bare)
