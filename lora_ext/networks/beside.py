@@ -10,11 +10,11 @@ from types import TracebackType
 Chunk = bytes | memoryview
 """A part of a file's content."""
 
-_AT_ONCE, _MOST_BEHIND = 2**22, 2**25  # bytes
+_AT_ONCE, _MOST_BEHIND = 2**21, 2**23  # bytes
 
 
 class Beside:
-    """`function(chunk)` in the order of the calls, at most 36 MB behind; all are done at the end of the block.
+    """`function(chunk)` in the order of the calls, at most 10 MB behind; all are done at the end of the block.
 
     Chunks must not be changed before. What the function raises, a later call raises, or the end of the block.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import sys
 import threading
 from pathlib import Path
@@ -71,12 +72,13 @@ def test_memory_is_what_the_operation_takes_at_most(monkeypatch: pytest.MonkeyPa
         return found
 
     def work() -> None:
-        taken = bytearray(60_000_000)
-        taken[::4096] = b"x" * len(taken[::4096])
+        taken = mmap.mmap(-1, 60_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # new memory, not what is left
+        for begin in range(0, len(taken), 4096):
+            taken[begin] = 1
         for _ in range(2):  # the first look may have begun before
             looked.clear()
             assert looked.wait(60)
-        del taken
+        taken.close()
 
     monkeypatch.setattr("benchmarks.file_tools.timed.anonymous_bytes", look)
 

@@ -64,20 +64,20 @@ def test_a_run_by_clicking(page: Page, app: Any) -> None:
     page.screenshot(path=SCREENSHOTS / "1-before-start.png", full_page=True)
     page.locator("#lw-start").click()
     facts = page.locator("#lw-run-facts")
-    wait_for_text(facts, r"step \d+ / 4,000 · epoch \d+ of 500 .* left · loss \d")
+    wait_for_text(facts, r"step [\d,]+ / 4,000 · epoch \d+ of 500 .* left · loss \d")
     page.wait_for_selector("#lw-saved li")
     page.wait_for_selector("#lw-chart svg .lw-chart-line", state="attached")
     before = {name: page.locator(name).first.bounding_box() for name in ("#lw-start", "#lw-chart", "#lw-run-facts")}
     page.screenshot(path=SCREENSHOTS / "2-training.png", full_page=True)
     steps = steps_of(facts.inner_text())
-    wait_for_text(facts, rf"step (?!{steps} )")
+    wait_for_text(facts, rf"step (?!{steps:,} )")
     after = {name: page.locator(name).first.bounding_box() for name in before}
     assert [box["y"] for box in after.values()] == [box["y"] for box in before.values()]  # nothing jumps
 
     page.reload()
     wait_for_text(page.locator("#lw-run-state"), "training")
     assert page.locator("#lw-run-name").inner_text() == "zib"
-    assert steps_of(wait_for_text(facts, r"step \d+ /")) >= steps
+    assert steps_of(wait_for_text(facts, r"step [\d,]+ /")) >= steps
     wait_for_text(page.locator("#lw-plan").first, "4,000 steps")
     assert page.locator("#lw-output_name input").input_value() == "zib"
     page.screenshot(path=SCREENSHOTS / "3-after-reload.png", full_page=True)
@@ -98,7 +98,7 @@ def test_a_run_by_clicking(page: Page, app: Any) -> None:
 def test_pause_and_resume(page: Page, app: Any) -> None:
     run = app.ask("/start", {"settings": app.settings("pausing", 500)})["id"]
     facts = page.locator("#lw-run-facts")
-    wait_for_text(facts, r"step \d+ / 4,000")
+    wait_for_text(facts, r"step [\d,]+ / 4,000")
     page.locator("#lw-pause").click()
     wait_for_text(page.locator("#lw-run-state"), "paused")
     wait_for_text(page.locator("#lw-run-note"), r"paused after \d+ steps; the checkpoint is free until Resume")
@@ -117,7 +117,7 @@ def test_pause_and_resume(page: Page, app: Any) -> None:
     page.locator("#lw-pause", has_text="Resume").click()
     wait_for_text(page.locator("#lw-run-state"), "training")
     page.locator("#lw-paused").wait_for(state="hidden")
-    assert steps_of(wait_for_text(facts, r"step \d+ / 4,000")) >= steps
+    assert steps_of(wait_for_text(facts, r"step [\d,]+ / 4,000")) >= steps
     app.ask("/cancel", {"id": run})
     assert app.wait_until_over(run)["state"] == "stopped"
 

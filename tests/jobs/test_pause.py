@@ -226,7 +226,7 @@ run = runner.start(read_config(Path(sys.argv[3]))).id
 while not runner.status().losses:
     time.sleep(0.01)
 runner.pause(run)
-while runner.status().record.state != "paused":
+while runner.registry.record(run).state != "paused":
     time.sleep(0.01)
 print(run, flush=True)
 runner.wait(run)
