@@ -113,7 +113,6 @@
     showProblems(of, []);
     try {
       show(await ask(`tools/${of.dataset.tool}/${what}`, { settings: values(of) }));
-      state.turn += 1;  // an answer that is still on its way tells of the work before
       byId("tool-report").innerHTML = "";
       byId("tool-live").scrollIntoView({ block: "nearest", behavior: "smooth" });
     } catch (error) {
@@ -123,7 +122,7 @@
     await follow();
   }
 
-  /* Of several that ask at once only the last one shows what it is told. */
+  /* Of several that ask at once only the last one shows what it is told: the others may tell of the work before. */
   async function follow() {
     clearTimeout(state.timer);
     const turn = (state.turn += 1);

@@ -11,10 +11,12 @@ import math
 import mmap
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +43,8 @@ _LONGEST_HEADER = 32_000_000  # bytes; a hundred times what large networks with 
 _MOST_DIMENSIONS = 8
 _PIECE, _READERS = 2**23, 2  # bytes that one of the readers reads at once
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+
+_File = BufferedReader | FileIO
 
 
 class StoredTensor(NamedTuple):  # a tenth of a dataclass' time to make, thousands a file
@@ -119,49 +123,45 @@ def _tensor(content: Tensor, stored: StoredTensor) -> Tensor:
     return data.view(stored.dtype).reshape(stored.shape)
 
 
-def _fill_at(path: Path, file: Any, start: int, content: memoryview) -> None:
+def _fill_at(path: Path, file: _File, start: int, content: memoryview) -> None:
     """Read what stands from `start` on; in several pieces at once where the system can do that with one open file."""
     if len(content) <= _PIECE or not hasattr(os, "preadv"):  # Windows has none
         file.seek(start)
-        _fill(path, file, content)
+        _fill(path, content, lambda rest, _: file.readinto(rest))
         return
 
-    def read(position: int) -> None:
-        piece = content[position : position + _PIECE]
-        done = 0
-        while done < len(piece):
-            count = os.preadv(file.fileno(), [piece[done:]], start + position + done)
-            if not count:
-                raise _changed(path)
-            done += count
+    def read(begin: int) -> None:
+        piece = content[begin : begin + _PIECE]
+        _fill(path, piece, lambda rest, done: os.preadv(file.fileno(), [rest], start + begin + done))
 
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(read, range(0, len(content), _PIECE)))
 
 
-def _fill(path: Path, file: Any, content: memoryview) -> None:
+def _fill(path: Path, content: memoryview, read: Callable[[memoryview, int], int | None]) -> None:
+    """`read(rest, done)` fills a part of what is left after `done` bytes, and tells how much."""
     done = 0
     while done < len(content):
-        count = file.readinto(content[done:])
+        count = read(content[done:], done)
         if not count:
-            raise _changed(path)
+            raise UserError(f"{path} was changed while it was read: try again")
         done += count
 
 
-def _header_text(path: Path, file: BinaryIO | Any) -> str:
+def _header_text(path: Path, file: _File) -> str:
     size = path.stat().st_size
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
         raise _no_safetensors(path, size)
     raw = bytearray(length)
-    _fill(path, file, memoryview(raw))
+    _fill(path, memoryview(raw), lambda rest, _: file.readinto(rest))
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _no_safetensors(path) from error
 
 
-def _parsed_header(path: Path, file: BinaryIO | Any) -> SafetensorsHeader:
+def _parsed_header(path: Path, file: _File) -> SafetensorsHeader:
     table = _table(path, _header_text(path, file))
     metadata = _metadata(table)
     table.pop("__metadata__", None)
@@ -216,10 +216,6 @@ def _sizes(numbers: Any) -> list[int] | None:
     if isinstance(numbers, list) and all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         return numbers
     return None
-
-
-def _changed(path: Path) -> UserError:
-    return UserError(f"{path} was changed while it was read: try again")
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -17,8 +17,6 @@ from lora_ext.networks.file import file_size, write_tensors
 from lora_ext.networks.library import identity
 from lora_ext.protocols import UserError
 
-"""What a `--precision` rounds to."""
-
 _CHUNK = 8 << 20  # bytes
 
 Change = Callable[[str, Tensor, torch.dtype], Tensor]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.merge.side_by_side import Workspace, side_by_side
-from lora_ext.merge.spectrum import Svd
+from lora_ext.merge.spectrum import Svd, halved
 from lora_ext.networks.weight_delta import exact_matmul
 
 Suffices = Callable[[int, Tensor, Tensor], bool]
@@ -62,9 +62,9 @@ class FactoredSvd:
 
         Where a value is zero, up alone is.
         """
-        roots = (self.values[places] * factor).sqrt().float()
-        left_mix = self.mixes[0][:, places] * roots
-        right_mix = self.mixes[1][places] * torch.where(roots > 0, roots, 1.0)[:, None]
+        of_left, of_right = halved((self.values[places] * factor).float())
+        left_mix = self.mixes[0][:, places] * of_left
+        right_mix = self.mixes[1][places] * of_right[:, None]
         with exact_matmul():
             return self.up.float() @ left_mix, right_mix @ self.down.float()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_ext.merge.spectrum import Svd
+from lora_ext.merge.spectrum import Svd, halved
 from lora_ext.networks.file import NetworkFile, Precision, cast_tensors, model_hash
 from lora_ext.networks.formats.adapter_config import CONFIG_KEY
 from lora_ext.networks.weight_delta.decomposed import SUFFIX as LENGTHS
@@ -58,8 +58,8 @@ def factor_tensors(svd: Svd, shape: Sequence[int], scale: float = 1.0) -> dict[s
 
     So neither loses more than the other when they are rounded to half precision; where the value is zero, up alone is.
     """
-    roots = svd.values.sqrt()
-    return stored_factors(svd.left * roots, torch.where(roots > 0, roots, 1.0)[:, None] * svd.right, shape, scale)
+    of_left, of_right = halved(svd.values)
+    return stored_factors(svd.left * of_left, of_right[:, None] * svd.right, shape, scale)
 
 
 def stored_factors(up: Tensor, down: Tensor, shape: Sequence[int], scale: float = 1.0) -> dict[str, Tensor]:

@@ -48,6 +48,12 @@ def dense_svd(matrix: Tensor, rank: int | None = None) -> Svd:
     return Svd(left[:, :kept].clone(), values[:kept].clone(), right[:kept].clone(), lost)  # views keep all of it
 
 
+def halved(values: Tensor) -> tuple[Tensor, Tensor]:
+    """What left and right are multiplied by so that each has the roots of the values; of zeros left alone is zero."""
+    roots = values.sqrt()
+    return roots, torch.where(roots > 0, roots, 1.0)
+
+
 def squared_norm(values: Tensor) -> float:
     """Σ x² of fp32 numbers, summed in fp64 piece by piece, so that a processor's cache holds what is widened."""
     pieces = values.flatten().split(_PIECE if values.device.type == "cpu" else _LARGE_PIECE)

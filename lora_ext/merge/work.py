@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
-from lora_ext.networks.file import PRECISION_DTYPES, Content, NetworkFile, Precision, read_network, write_network
+from lora_ext.networks.file import (
+    PRECISION_DTYPES,
+    Content,
+    NetworkFile,
+    Precision,
+    content_of,
+    read_network,
+    write_network,
+)
 from lora_ext.networks.weight_delta.products import unused
 from lora_ext.networks.weight_delta.stored import is_finite
 from lora_ext.protocols import Control, Progress, UserError
@@ -180,8 +188,7 @@ def write_result(
     harmless = _without_meaning(tensors)
 
     def checked(names: Sequence[str]) -> Iterator[Tensor]:
-        found = map(tensors.__getitem__, names) if content is None else content(names)
-        for name, tensor in zip(names, found, strict=True):
+        for name, tensor in zip(names, (content or content_of(tensors))(names), strict=True):
             tensor = harmless.get(name, tensor)
             if tensor.is_floating_point() and not is_finite(tensor):
                 raise UserError(

@@ -102,7 +102,7 @@ def write_network(
     def chunks() -> Generator[Chunk, None, None]:
         yield header_bytes(entries, {**metadata, **_NO_HASHES})
         names = list(entries)
-        made = map(tensors.__getitem__, names) if content is None else content(names)
+        made = (content or content_of(tensors))(names)
         cast = (_cast(name, tensor, precision) for name, tensor in zip(names, made, strict=True))
         with Beside(hashes.update) as update:
             for chunk in _tensor_bytes(cast):
@@ -111,6 +111,11 @@ def write_network(
 
     with contextlib.closing(chunks()) as written:
         replace_file(path, written, lambda: header_bytes(entries, {**metadata, **hashes.as_metadata()}))
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> Content:
+    """Gives tensors that are there."""
+    return lambda names: map(tensors.__getitem__, names)
 
 
 def network_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: Precision) -> int:
