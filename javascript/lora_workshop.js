@@ -13,6 +13,7 @@
   };
   /* What the other scripts of the page add: onMount(), onStatus(status), onRun(run, place), fileButtons(path, run). */
   const core = { onMount: [], onStatus: [], onRun: [], fileButtons: [] };
+  const [beginChart, beginRun] = [newest(), newest()];
   let chartAt = 0;
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
@@ -35,6 +36,15 @@
     if (seen[key] === text) return;
     seen[key] = text;
     draw(value);
+  }
+
+  /* Of several that ask at once only the last one shows what it is told: `const isNewest = begin()` before it asks. */
+  function newest() {
+    let last = 0;
+    return () => {
+      const mine = (last += 1);
+      return () => mine === last;
+    };
   }
 
   async function ask(route, body) {
@@ -194,7 +204,8 @@
     if (state === seen.chart || early) return;
     seen.chart = state;
     chartAt = Date.now();
-    if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { byId("chart").innerHTML = svg; }).catch(report);
+    const isNewest = beginChart();
+    if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { if (isNewest()) byId("chart").innerHTML = svg; }).catch(report);
   }
 
   function report(error) {
@@ -204,9 +215,9 @@
 
   /* ---- the list of runs ---- */
 
-  async function showRuns() {
-    if (!byId("runs")) return;
+  async function showRuns(isNewest) {
     const { runs, notes } = await ask("runs");
+    if (!isNewest()) return;
     whenChanged("runs", [runs, notes], () => {
       const rows = runs.map((run) => {
         const open = element("button", { type: "button", className: "lw-copy", textContent: "Open" });
@@ -245,8 +256,10 @@
   const openTrain = () => [...document.querySelectorAll("#lw-tabs > .tab-nav > button")].find((tab) => tab.textContent.trim() === "Train")?.click();
 
   async function openRun(id) {
+    const isNewest = beginRun();
     const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
     const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
+    if (!isNewest()) return;
     const files = element("ul", { className: "lw-saved" });
     showFiles(files, run, run.files.map((path) => ({ path, label: "" })));
     const again = runButton("Use these settings", "use-settings", run);
@@ -311,14 +324,20 @@
     return undefined;
   }
 
+  const pending = new WeakSet();
+
+  /* A second click on a button whose work goes on does nothing: a double click starts one run. */
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-lw-action]");
-    if (!button || button.disabled) return;
+    if (!button || button.disabled || pending.has(button)) return;
     setText("control-error", "");
+    pending.add(button);
     try {
       await ACTIONS[button.dataset.lwAction](button);
     } catch (error) {
       report(error);
+    } finally {
+      pending.delete(button);
     }
     poll();
   });
@@ -328,9 +347,11 @@
   let timer = 0;
   let mounted = null;
   let unanswered = 0;
+  const beginPoll = newest();
 
   async function poll() {
     clearTimeout(timer);
+    const isNewest = beginPoll();
     let pause = IDLE_MS;
     const live = byId("live");
     if (live && !document.hidden) {
@@ -342,15 +363,18 @@
       }
       try {
         const status = await ask("status");
+        if (!isNewest()) return;
         seen.run = status.record ? status.record.id : null;
         setText("checkpoint", status.checkpoint.line);
         showRun(status);
-        if (byId("runs").offsetParent !== null) await showRuns();
+        if (byId("runs").offsetParent !== null) await showRuns(isNewest);
+        if (!isNewest()) return;
         if (status.active || status.queued.length) pause = RUNNING_MS;
         if (seen.lost) report(new Error(""));
         seen.lost = false;
         unanswered = 0;
       } catch (error) {
+        if (!isNewest()) return;
         seen.lost = true;
         /* Nobody listens: asked less and less often, for a WebUI's start fails on a request that comes too early. */
         if (error instanceof TypeError) pause = Math.min(IDLE_MS * 2 ** ++unanswered, LOST_MS);
@@ -363,7 +387,7 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  Object.assign(core, { poll, ask, byId, bestOf, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  Object.assign(core, { poll, ask, newest, byId, bestOf, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
   if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();

@@ -7,7 +7,8 @@
   const BUSY_MS = 500;
   const LOST_MS = 5000;
   const STATES = { idle: "idle", running: "at work", finished: "finished", cancelled: "cancelled", failed: "not done" };
-  const state = { timer: 0, turn: 0, reported: 0, chosen: false, suggested: {} };
+  const beginFollowing = core.newest();
+  const state = { timer: 0, reported: 0, restored: null, touched: false, suggested: {} };
 
   const page = () => byId("files");
   const forms = () => [...page().querySelectorAll(".lw-tool")];
@@ -23,7 +24,7 @@
 
   function choose(name) {
     if (!form(name)) return;
-    state.chosen = true;
+    state.touched = true;
     for (const each of forms()) each.hidden = each.dataset.tool !== name;
     for (const button of page().querySelectorAll(".lw-kind")) {
       const chosen = button.dataset.tool === name;
@@ -110,6 +111,7 @@
 
   async function begin(what) {
     const of = shown();
+    state.touched = true;
     showProblems(of, []);
     try {
       show(await ask(`tools/${of.dataset.tool}/${what}`, { settings: values(of) }));
@@ -122,25 +124,25 @@
     await follow();
   }
 
-  /* Of several that ask at once only the last one shows what it is told: the others may tell of the work before. */
+  /* Shows how the work stands, again and again while it goes on, and at the end what it made. */
   async function follow() {
     clearTimeout(state.timer);
-    const turn = (state.turn += 1);
+    const isNewest = beginFollowing();
     try {
       const status = await ask("tools/status");
-      if (turn !== state.turn) return;
+      if (!isNewest()) return;
       show(status);
       if (status.state === "running") {
         state.timer = setTimeout(follow, BUSY_MS);
       } else if (status.number !== state.reported) {
         const answer = await ask("tools/report");
-        if (turn !== state.turn) return;
+        if (!isNewest()) return;
         state.reported = status.number;
         if (answer.status.number === status.number && answer.status.state === status.state) ended(answer);
         else state.timer = setTimeout(follow, BUSY_MS);  // another page has begun another work
       }
     } catch (error) {
-      if (turn !== state.turn) return;
+      if (!isNewest()) return;
       core.report(error);
       state.timer = setTimeout(follow, LOST_MS);
     }
@@ -236,6 +238,10 @@
 
   /* ---- events ---- */
 
+  document.addEventListener("input", (event) => {
+    if (event.target.closest?.("#lw-files .lw-tool")) state.touched = true;
+  });
+
   document.addEventListener("change", (event) => {
     const of = event.target.closest?.("#lw-files .lw-tool");
     if (!of) return;
@@ -269,11 +275,10 @@
     next.focus();
   });
 
-  /* A page that is opened anew: the work that goes on, or the last one, with its values, unless a tool is chosen. */
+  /* A page that is opened anew: the work that goes on, or the last one, with its values, unless somebody has begun. */
   async function restore() {
-    await listFiles();
     const status = await ask("tools/status");
-    if (status.number && !state.chosen) {
+    if (status.number && !state.touched) {
       choose(status.tool);
       if (form(status.tool)) write(form(status.tool), status.values);
     }
@@ -283,13 +288,13 @@
   core.onFiles = [];  // called as tell(checkpoint: boolean) when a file was written
   core.onMount.push(() => {
     if (!page()) return;
-    Object.assign(state, { reported: 0, chosen: false });
     for (const of of forms()) fields(of).forEach(followSuggestion);
-    restore().catch(core.report);
+    Object.assign(state, { reported: 0, touched: false, restored: restore().catch(core.report) });
+    listFiles().catch(core.report);
     new IntersectionObserver((seen) => {
       if (!seen.some((each) => each.isIntersecting)) return;
       listFiles().catch(core.report);
-      follow();  // another page may have begun a work
+      state.restored.then(follow);  // another page may have begun a work
     }).observe(page());
   });
   /* What went wrong with a button of this page, where it is seen. */

@@ -4,7 +4,7 @@
   const core = window.loraWorkshop;
   const { ask, byId, actions } = core;
   const TYPING_MS = 500;
-  const latest = { plan: 0, look: 0 };
+  const [beginPlan, beginLook] = [core.newest(), core.newest()];
   let planned = "";
   let timer = 0;
 
@@ -56,12 +56,15 @@
     clearTimeout(timer);
     const settings = values();
     planned = JSON.stringify(settings);
-    const number = ++latest.plan;
-    if (look) latest.look = number;
+    const isNewest = beginPlan();
+    const isNewestLook = look ? beginLook() : () => false;
     const answer = await ask("form/plan", { settings, look, asked });
-    if (look && number === latest.look && answer.report) byId("report").innerHTML = answer.report;
-    if (number !== latest.plan) return;
-    if (answer.plan) byId("plan").innerHTML = answer.plan;
+    if (isNewestLook() && answer.report) byId("report").innerHTML = answer.report;
+    if (isNewest()) showPlan(answer);
+  }
+
+  function showPlan(answer) {
+    if (answer.plan) core.whenChanged("plan", answer.plan, () => { byId("plan").innerHTML = answer.plan; });
     showProblems(answer.fields);
   }
 
@@ -167,11 +170,12 @@
     clearTimeout(timer);
     const settings = values();
     planned = JSON.stringify(settings);
-    latest.plan += 1;
+    const isNewest = beginPlan();
     const answer = await ask("form/start", { settings });
-    byId("plan").innerHTML = answer.plan;
-    showProblems(answer.fields);
-    if (!answer.run) showFirstProblem();
+    if (isNewest()) showPlan(answer);
+    if (answer.run) return;
+    if (!isNewest()) throw new Error("not started: something was wrong, and the settings were changed meanwhile; press Start again");
+    showFirstProblem();
   };
 
   /* The present or latest run's settings on a page that was just opened, unless somebody has begun to type. */

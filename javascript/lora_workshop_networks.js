@@ -2,26 +2,31 @@
 /* The list of network files, and the card of one: looked at here, and by name from the slot panel. */
 (() => {
   const core = window.loraWorkshop;
-  const { ask, byId, element, actions } = core;
+  const { ask, byId, element, actions, stem } = core;
+  const [beginList, beginCard] = [core.newest(), core.newest()];
   const MOST_SHOWN = 500;
   const ORDERS = {
     name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
     changed: (a, b) => b.changed - a.changed,
     size: (a, b) => b.size - a.size,
   };
-  const state = { networks: null, loading: null, chosen: "", notes: [] };
+  const state = { networks: null, listed: null, chosen: "", notes: [] };
 
   /* The networks as they were last listed; asks the program the first time, or anew where `fresh`. */
   function load(fresh = false) {
-    if (state.networks && !fresh) return Promise.resolve(state.networks);
-    state.loading ??= ask("networks").then((answer) => {
+    if (state.listed && !fresh) return state.listed;
+    const isNewest = beginList();
+    const listed = ask("networks").then((answer) => {
+      if (!isNewest()) return answer.networks;
       state.networks = answer.networks;
       state.notes = answer.notes;
       draw();
       for (const tell of core.onNetworks) tell(state.networks);
       return state.networks;
-    }).finally(() => { state.loading = null; });
-    return state.loading;
+    });
+    state.listed = listed;
+    listed.catch(() => { if (isNewest()) state.listed = null; });
+    return listed;
   }
 
   function draw() {
@@ -49,16 +54,38 @@
     for (const button of byId("networks-list").querySelectorAll("button")) {
       button.setAttribute("aria-current", String(button.dataset.path === path));
     }
+    const isNewest = beginCard();
     try {
-      show(await ask(`network?path=${encodeURIComponent(path)}`));
+      const answer = await ask(`network?path=${encodeURIComponent(path)}`);
+      if (isNewest()) show(answer);
     } catch (error) {
-      byId("network-card").replaceChildren(element("ul", { className: "lw-errors" }, element("li", { textContent: error.message })));
+      if (isNewest()) byId("network-card").replaceChildren(element("ul", { className: "lw-errors" }, element("li", { textContent: error.message })));
     }
   }
 
+  const part = (selector) => byId("network-card").querySelector(selector);
+  const controls = () => [...byId("network-card").querySelectorAll("[data-key]")];
+
   function show(answer) {
     byId("network-card").innerHTML = answer.html;
-    for (const control of byId("network-card").querySelectorAll("[data-key]")) control.dataset.was = control.value;
+    for (const control of controls()) control.dataset.was = control.value;
+  }
+
+  /* The card after a change. What was typed since `sent` stays, and so does the field of a picture: its dialog may be open. */
+  function refresh(answer, sent) {
+    const typed = controls().filter((control) => control.value !== (sent[control.dataset.key] ?? control.dataset.was));
+    const [chooser, active] = [part("[data-lw-cover]"), document.activeElement];
+    show(answer);
+    part("[data-lw-cover]").replaceWith(chooser);
+    for (const old of typed) {
+      const control = controls().find((each) => each.dataset.key === old.dataset.key);
+      if (!control) continue;
+      control.value = old.value;
+      mark(control);
+      if (old !== active) continue;
+      control.focus();
+      control.setSelectionRange?.(old.selectionStart, old.selectionEnd);
+    }
   }
 
   /* Opens the card of a network by the name that a tag would hold. */
@@ -78,8 +105,7 @@
     const form = button.closest(".lw-network-form");
     const values = Object.fromEntries(changedIn(form).map((control) => [control.dataset.key, control.value]));
     button.disabled = true;
-    const place = `[data-kind="${form.dataset.kind}"] .lw-control-error`;
-    await inTurn(() => change(byId("network-card").querySelector(place), route, { values }, button));
+    await change(part(".lw-network").dataset.path, `[data-kind="${form.dataset.kind}"] .lw-control-error`, route, { values });
   }
 
   /* Changes are sent one after the other: an answer that came late would show the card as it was before the next. */
@@ -95,26 +121,27 @@
     }
   }
 
-  /* Sends a change and shows the card as it is then; what another form holds unsaved stays in it. */
-  async function change(place, route, body, button) {
-    const card = byId("network-card").querySelector(".lw-network");
-    const form = button?.closest(".lw-network-form");
-    const unsaved = [...card.querySelectorAll(".lw-network-form")].filter((each) => each !== form).flatMap(changedIn)
-      .map((control) => [control.closest(".lw-network-form").dataset.kind, control.dataset.key, control.value]);
-    place.textContent = "";
-    if (button) button.disabled = true;
-    try {
-      show(await ask(route, { path: card.dataset.path, ...body }));
-      for (const [kind, key, value] of unsaved) {
-        const control = byId("network-card").querySelector(`[data-kind="${kind}"] [data-key="${CSS.escape(key)}"]`);
-        control.value = value;
-        mark(control);
+  const isShown = (path) => part(".lw-network")?.dataset.path === path;
+
+  /* Sends a change of the network at `path`, and shows its card as it is then. */
+  function change(path, place, route, body) {
+    return inTurn(async () => {
+      tell(path, place, "");
+      try {
+        const answer = await ask(route, { path, ...body });
+        if (isShown(path)) refresh(answer, body.values || {});
+        await load(true);
+      } catch (error) {
+        tell(path, place, error.message);
+        controls().forEach(mark);
       }
-      await load(true);
-    } catch (error) {
-      place.textContent = error.message;
-      if (button) button.disabled = false;
-    }
+    });
+  }
+
+  /* Tells what is wrong at its place in the card, or beside the list where another card is shown by now. */
+  function tell(path, place, message) {
+    if (isShown(path)) part(place).textContent = message;
+    else if (message) byId("networks-notes").append(element("li", { textContent: `${stem(path)}: ${message}` }));
   }
 
   function mark(control) {
@@ -125,14 +152,23 @@
   async function setCover(input) {
     const file = input.files[0];
     if (!file) return;
-    const picture = await new Promise((done, failed) => {
-      const reader = new FileReader();
-      reader.onload = () => done(reader.result);
-      reader.onerror = () => failed(reader.error);
-      reader.readAsDataURL(file);
-    });
-    await inTurn(() => change(byId("network-card").querySelector(".lw-cover-error"), "network/cover", { picture }, null));
+    const { path } = part(".lw-network").dataset;
+    const place = ".lw-cover-error";
+    try {
+      const picture = await addressOf(file);
+      input.value = "";  // so that the same file may be chosen again
+      await change(path, place, "network/cover", { picture });
+    } catch (error) {
+      tell(path, place, error.message);
+    }
   }
+
+  const addressOf = (file) => new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(file);
+  });
 
   actions["refresh-networks"] = () => load(true);
   actions["open-network"] = (button) => open(button.dataset.path);
@@ -144,7 +180,7 @@
     else if (event.target.matches("#lw-network-card [data-key]")) mark(event.target);
   });
   document.addEventListener("change", (event) => {
-    if (event.target.matches("[data-lw-cover]")) setCover(event.target).catch(core.report);
+    if (event.target.matches("[data-lw-cover]")) setCover(event.target);
   });
 
   core.onNetworks = [];

@@ -7,6 +7,7 @@
   const NOTES = {
     lost: "not carried over", unknown: "unknown, left out", explained: "not needed here", mapped: "taken over",
   };
+  const beginFilling = core.newest();
   let filled = [];
 
   function button(textContent, action, values = {}, className = "lw-button") {
@@ -63,7 +64,9 @@
   actions["choose-kind"] = async ({ dataset }) => {
     chosen[dataset.kind] = dataset.name;
     markChosen();
+    const isNewest = beginFilling();
     const { values } = await ask("presets/apply", { names: [chosen.subject, chosen.card].filter(Boolean) });
+    if (!isNewest()) return;
     const defaults = core.form.defaults();
     const reset = Object.fromEntries(filled.map((name) => [name, defaults[name]]));
     filled = Object.keys(values);
@@ -80,9 +83,10 @@
 
   document.addEventListener("change", async (event) => {
     if (event.target.id !== "lw-preset" || !event.target.value) return;
+    const isNewest = beginFilling();
     try {
       const { values } = await ask(`presets/own?name=${encodeURIComponent(event.target.value)}`);
-      await core.form.fill(values);
+      if (isNewest()) await core.form.fill(values);
     } catch (error) {
       core.report(error);
     }

@@ -4,13 +4,15 @@
   const core = window.loraWorkshop;
   const { ask, byId, element, actions } = core;
   const shown = new Map();
+  const beginSamples = core.newest();
   let viewer = null;
 
   core.onStatus.push((status) => {
     const run = status.record;
     byId("sample").disabled = !run || run.state !== "running" || !status.seconds_per_step;
     core.whenChanged("samples", [run ? [run.id, run.files] : "", status.samples], () => {
-      if (run && status.samples) fill(byId("samples"), run).catch(core.report);
+      const isNewest = beginSamples();
+      if (run && status.samples) fill(byId("samples"), run, isNewest).catch(core.report);
       else byId("samples").replaceChildren();
     });
   });
@@ -18,13 +20,14 @@
   core.onRun.push((run, place) => {
     const box = element("div", { className: "lw-samples" });
     place.append(box);
-    fill(box, run).catch(core.report);
+    fill(box, run, () => true).catch(core.report);
   });
 
   actions.sample = () => ask("sample", core.currentRun());
 
-  async function fill(box, run) {
+  async function fill(box, run, isNewest) {
     const { samples } = await ask(`run/${encodeURIComponent(run.id)}/samples`);
+    if (!isNewest()) return;
     for (const each of samples) Object.assign(each, { run: run.name, network: networkOf(each, run) });
     const columns = [...new Map(samples.map((each) => [each.step, each])).values()].sort((a, b) => a.step - b.step);
     const rows = [...new Map(samples.map((each) => [each.prompt_number, each])).values()]

@@ -108,23 +108,28 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(app: App, browser: Browser) -> Iterator[Page]:
-    """A fresh page on the app; errors in it and requests to other servers fail the test."""
+def complaints() -> list[str]:
+    """What the browser complained about, errors and requests to other servers; a test takes out what it expects."""
+    return []
+
+
+@pytest.fixture
+def page(app: App, browser: Browser, complaints: list[str]) -> Iterator[Page]:
+    """A fresh page on the app; what the browser complains about fails the test."""
     SCREENSHOTS.mkdir(exist_ok=True)
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     opened.set_default_timeout(PATIENCE)
-    wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     opened.on(
         "request",
-        lambda request: None if request.url.startswith((app.url, "data:", "blob:")) else wrong.append(request.url),
+        lambda request: None if request.url.startswith((app.url, "data:", "blob:")) else complaints.append(request.url),
     )
     open_page(opened, app.url)
     yield opened
     context.close()
-    assert wrong == []
+    assert complaints == []
 
 
 def open_page(page: Page, url: str) -> None:

@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser.clicking import fill, open_tab
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-results"
-
-
-def fill(page: Page, setting: str, value: str) -> None:
-    field = page.locator(f"#lw-{setting}").locator("input, textarea").first
-    field.fill(value)
-    field.press("Tab")
-
-
-def open_tab(page: Page, title: str) -> None:
-    page.locator("#lw-tabs > .tab-nav button", has_text=title).click()
 
 
 def wait_for_text(locator: Locator, pattern: str, timeout: float = 180) -> str:
@@ -158,8 +150,8 @@ def test_what_is_wrong_stands_beside_the_plan(page: Page) -> None:
     page.locator("#lw-start").click()
     text = wait_for_text(page.locator("#lw-plan .lw-errors"), "learning_rate = 'fast'")
     assert "network_dim = '0': allowed is a whole number from 1 to 1024" in text
-    red = page.locator("#lw-plan .lw-errors li").first.evaluate("node => getComputedStyle(node).color")
-    assert red == "rgb(200, 30, 30)"
+    color = "getComputedStyle(document.querySelector('#lw-plan .lw-errors li')).color"
+    page.wait_for_function(f"{color} === 'rgb(200, 30, 30)'")
     assert page.locator(".toast-body").count() == 0
     assert page.locator("#lw-run-state").inner_text() != "training"
     page.screenshot(path=SCREENSHOTS / "5-errors.png", full_page=True)

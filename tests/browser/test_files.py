@@ -12,6 +12,7 @@ import torch
 from lora_ext.checkpoint.file_weights import open_checkpoint_file
 from lora_ext.merge.tools import MODULES
 from lora_ext.networks.file import write_network
+from tests.browser.clicking import open_tab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -41,7 +42,7 @@ def moons(app: Any, tiny_checkpoint_path: Path) -> Iterator[Path]:
 
 
 def open_tool(page: Page, name: str) -> Locator:
-    page.locator("#lw-tabs > .tab-nav button", has_text="Files").click()
+    open_tab(page, "Files")
     page.locator(f".lw-kind[data-tool={name}]").click()
     form = page.locator(f".lw-tool[data-tool={name}]")
     form.wait_for()
@@ -71,7 +72,7 @@ def test_two_networks_become_one_by_clicking(page: Page, moons: Path) -> None:
     page.locator(".lw-tool-report[data-preview=false] .lw-tool-files", has_text="wrote").wait_for()
     assert (moons / "half-moon-merge-networks.safetensors").is_file()
     page.reload()
-    page.locator("#lw-tabs > .tab-nav button", has_text="Files").click()
+    open_tab(page, "Files")
     page.locator(".lw-tool-files", has_text="wrote").wait_for()  # a page that is opened anew shows the last work
     assert form.locator("[name=rank]").input_value() == "2"
     page.locator("[data-lw-action=compare-networks]").click()
@@ -81,7 +82,7 @@ def test_two_networks_become_one_by_clicking(page: Page, moons: Path) -> None:
 
 
 def test_every_tool_has_its_form(page: Page) -> None:
-    page.locator("#lw-tabs > .tab-nav button", has_text="Files").click()
+    open_tab(page, "Files")
     kinds = page.locator("#lw-files .lw-kind")
     assert [kind.get_attribute("data-tool") for kind in kinds.all()] == list(MODULES)
     kinds.first.focus()
@@ -97,7 +98,7 @@ def test_every_tool_has_its_form(page: Page) -> None:
 
 
 def test_a_card_opens_a_tool_with_its_network(page: Page, moons: Path) -> None:
-    page.locator("#lw-tabs > .tab-nav button", has_text="Networks").click()
+    open_tab(page, "Networks")
     page.locator(".lw-network-row", has_text="full-moon").click()
     page.locator("#lw-network-card button", has_text="Check …").click()
     form = page.locator(".lw-tool[data-tool=check]")

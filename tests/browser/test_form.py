@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.clicking import fill
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-def fill(page: Page, setting: str, value: str) -> None:
-    page.locator(f"#lw-field-{setting}").fill(value)
-    page.locator(f"#lw-field-{setting}").press("Tab")
 
 
 def wait_for_text(locator: Locator, words: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lora_ext.networks.file import scan_network, write_network
+from tests.browser.clicking import open_tab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -40,7 +41,7 @@ def birds(app: Any) -> Iterator[Path]:
 def test_networks_by_clicking(page: Page, birds: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "purple").save(tmp_path / "cover.png")
 
-    page.locator("#lw-tabs > .tab-nav button", has_text="Networks").click()
+    open_tab(page, "Networks")
     page.locator(".lw-network-row", has_text="raven").wait_for()
     page.locator("#lw-networks-search").fill("birds ow")
     page.locator(".lw-network-row", has_text="raven").wait_for(state="detached")
@@ -66,5 +67,5 @@ def test_networks_by_clicking(page: Page, birds: Path, tmp_path: Path) -> None:
     card.locator("button", has_text="Use").click()
     page.wait_for_function("document.querySelector('#lw-generate-prompt textarea').value === '<lora:owl:1>'")
     shutil.copyfile(birds / "raven.safetensors", birds / "owlet.safetensors")
-    page.locator("#lw-tabs > .tab-nav button", has_text="Networks").click()
+    open_tab(page, "Networks")
     page.locator(".lw-network-row", has_text="owlet").wait_for()

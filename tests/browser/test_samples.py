@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser.clicking import open_tab
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -23,10 +25,6 @@ def sampled(app: Any) -> str:
     run = app.ask("/start", {"settings": {**app.settings(NAME, 2), "resolution": "64", **drawn}})
     assert app.wait_until_over(run["id"])["state"] == "finished"
     return str(run["id"])
-
-
-def tab(page: Page, title: str) -> None:
-    page.locator("#lw-tabs > .tab-nav button", has_text=title).click()
 
 
 def all_loaded(page: Page, selector: str) -> None:
@@ -69,10 +67,10 @@ def test_a_sample_is_copied_with_its_tag(page: Page, app: Any, sampled: str) -> 
 
 
 def test_use_in_generate(page: Page, app: Any, sampled: str) -> None:
-    tab(page, "Generate")
+    open_tab(page, "Generate")
     prompt = page.locator("#lw-generate-prompt textarea")
     prompt.fill(f"a zib <lora:{NAME}:0.5>")
-    tab(page, "Train")
+    open_tab(page, "Train")
     page.locator("#lw-saved li", has_text=f"{NAME}-000001").locator("button", has_text="Use").click()
     page.wait_for_function(
         "text => document.querySelector('#lw-generate-prompt textarea').value === text",
@@ -87,13 +85,13 @@ def test_a_run_whose_name_ends_like_an_epoch(page: Page, app: Any) -> None:
     assert app.wait_until_over(run["id"])["state"] == "finished"
     page.locator("#lw-saved li", has_text="<lora:sea-202611:1>").wait_for()
     assert "epochs 1, last × weights" in page.locator("#lw-try-buttons").inner_text()
-    tab(page, "Generate")
+    open_tab(page, "Generate")
     page.locator("#lw-generate-prompt textarea").fill("a zib <lora:sea:0.5>")
     for file, expected in (
         ("sea-202611-000001", "a zib <lora:sea:0.5> <lora:sea-202611-000001:1>"),
         ("sea-202611", "a zib <lora:sea:0.5> <lora:sea-202611:1>"),
     ):
-        tab(page, "Train")
+        open_tab(page, "Train")
         saved = page.locator("#lw-saved li").filter(has=page.get_by_text(f"<lora:{file}:1>", exact=True))
         saved.locator("button", has_text="Use").click()
         page.wait_for_function(
@@ -102,7 +100,7 @@ def test_a_run_whose_name_ends_like_an_epoch(page: Page, app: Any) -> None:
 
 
 def test_the_grid_of_a_run_in_one_click(page: Page, app: Any, sampled: str) -> None:
-    tab(page, "Runs")
+    open_tab(page, "Runs")
     page.locator("#lw-runs tr", has_text=NAME).locator("button", has_text="Open").click()
     page.locator("#lw-run-detail .lw-sample").nth(3).wait_for()
     page.locator("#lw-run-detail button", has_text="Epoch × weight grid").click()
