@@ -233,7 +233,7 @@
   actions["choose-tool"] = (button) => choose(button.dataset.tool);
   actions["preview-tool"] = () => begin("preview");
   actions["run-tool"] = () => begin("run");
-  actions["cancel-tool"] = async () => show(await ask("tools/cancel", {}));
+  actions["cancel-tool"] = () => ask("tools/cancel", {}).then(follow);
   actions["open-tool"] = (button) => openTool(button.dataset.tool, JSON.parse(button.dataset.values));
 
   /* ---- events ---- */

@@ -71,16 +71,16 @@
     for (const control of controls()) control.dataset.was = control.value;
   }
 
-  /* The card after a change. What was typed since `sent` stays, and so does the field of a picture: its dialog may be open. */
+  /* The card after a change. What was typed since `sent`, and where, stays; so does the field of a picture: its dialog may be open. */
   function refresh(answer, sent) {
-    const typed = controls().filter((control) => control.value !== (sent[control.dataset.key] ?? control.dataset.was));
-    const [chooser, active] = [part("[data-lw-cover]"), document.activeElement];
+    const [before, chooser, active] = [controls(), part("[data-lw-cover]"), document.activeElement];
+    const typed = new Set(before.filter((control) => control.value !== (sent[control.dataset.key] ?? control.dataset.was)));
     show(answer);
     part("[data-lw-cover]").replaceWith(chooser);
-    for (const old of typed) {
+    for (const old of before.filter((each) => typed.has(each) || each === active)) {
       const control = controls().find((each) => each.dataset.key === old.dataset.key);
       if (!control) continue;
-      control.value = old.value;
+      if (typed.has(old)) control.value = old.value;
       mark(control);
       if (old !== active) continue;
       control.focus();

@@ -15,7 +15,7 @@ from lora_ext.networks.file import write_network
 from tests.browser.clicking import open_tab
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import APIResponse, Locator, Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -157,3 +157,19 @@ def test_work_is_cancelled_by_clicking(page: Page, moons: Path) -> None:
     page.locator("#lw-tool-cancel").click()
     page.locator("#lw-tool-state", has_text="cancelled").wait_for()
     assert page.locator("#lw-tool-report").inner_text() == ""
+
+
+def test_a_late_answer_to_cancel_does_not_bring_the_work_back(page: Page, moons: Path) -> None:
+    form = open_tool(page, "interrogate")
+    form.locator("[name=file]").fill("full-moon")
+    form.locator("[data-lw-action=run-tool]").click()
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/tools/cancel", lambda route: held.append((route, route.fetch())))
+    page.locator("#lw-tool-cancel").click()
+    page.locator("#lw-tool-state", has_text="cancelled").wait_for()
+    [(route, answer)] = held
+    assert answer.json()["state"] == "running"
+    with page.expect_response("**/tools/status"):
+        route.fulfill(response=answer)
+    page.wait_for_timeout(200)
+    assert page.locator("#lw-tool-state").inner_text() == "cancelled"
