@@ -13,8 +13,9 @@
   };
   /* What the other scripts of the page add: onMount(), onStatus(status), onRun(run, place), fileButtons(path, run). */
   const core = { onMount: [], onStatus: [], onRun: [], fileButtons: [] };
-  const [beginChart, beginRun] = [newest(), newest()];
+  const beginPoll = newest();
   let chartAt = 0;
+  let chartAsked = false;
   const seen = { run: null, chart: "", saved: "", messages: "", queue: "", runs: "", paused: "", lost: false };
 
   const byId = (name) => document.getElementById(`lw-${name}`);
@@ -85,7 +86,6 @@
 
   const grouped = (number) => number.toLocaleString("en-US");
   const stem = (path) => path.split(/[\\/]/).pop().replace(/\.(safetensors|ckpt|pt)$/i, "");
-  const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "");
 
   function facts(status) {
     const run = status.record;
@@ -153,7 +153,7 @@
       byId("messages").replaceChildren(...messages.slice(-8).map((message) =>
         element("li", { className: `lw-${message.level}`, textContent: message.text }))));
     whenChanged("resumable", run ? [run.id, status.state_to_resume] : null, (known) =>
-      byId("resumable").replaceChildren(...(known ? resumeButton({ ...run, state_to_resume: status.state_to_resume }) : [])));
+      byId("resumable").replaceChildren(...(known ? core.runs.resumeButton({ ...run, state_to_resume: status.state_to_resume }) : [])));
     whenChanged("queue", status.queued.filter((other) => !run || other.id !== run.id), showQueue);
     showChart(run, status.validations);
     for (const show of core.onStatus) show(status);
@@ -201,81 +201,20 @@
   function showChart(run, validations) {
     const state = run ? `${run.id} ${run.steps} ${run.state} ${validations}` : "";
     const early = run && run.state === "running" && seen.chart.startsWith(`${run.id} `) && Date.now() - chartAt < run.steps * CHART_MS_PER_STEP;
-    if (state === seen.chart || early) return;
+    if (state === seen.chart || early || chartAsked) return;
     seen.chart = state;
     chartAt = Date.now();
-    const isNewest = beginChart();
-    if (run) ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { if (isNewest()) byId("chart").innerHTML = svg; }).catch(report);
+    if (!run) return;
+    chartAsked = true;
+    ask(`run/${encodeURIComponent(run.id)}/chart`).then((svg) => { byId("chart").innerHTML = svg; }).catch(report)
+      .finally(() => { chartAsked = false; });
   }
 
+  /* On every tab: what a button did is told where it is. */
   function report(error) {
-    setText("control-error", error.message);
-    core.files?.report(error);
-  }
-
-  /* ---- the list of runs ---- */
-
-  async function showRuns(isNewest) {
-    const { runs, notes } = await ask("runs");
-    if (!isNewest()) return;
-    whenChanged("runs", [runs, notes], () => {
-      const rows = runs.map((run) => {
-        const open = element("button", { type: "button", className: "lw-copy", textContent: "Open" });
-        open.dataset.lwAction = "open-run";
-        open.dataset.run = run.id;
-        const cells = [
-          element("b", { textContent: run.name }),
-          element("span", { className: "lw-pill", textContent: STATES[run.state] }),
-          when(run.created), `${grouped(run.steps)} / ${grouped(run.total_steps)}`,
-          run.loss === null ? "–" : run.loss.toFixed(4), bestOf(run) || "–", String(run.files.length), open,
-        ];
-        const row = element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
-        row.dataset.state = run.state;
-        return row;
-      });
-      byId("runs").replaceChildren(...rows);
-      byId("runs-empty").hidden = rows.length > 0;
-      byId("runs-notes").replaceChildren(...notes.map((note) => element("li", { textContent: note })));
-    });
-  }
-
-  function runButton(textContent, action, run) {
-    const made = element("button", { type: "button", className: "lw-button", textContent });
-    Object.assign(made.dataset, { lwAction: action, run: run.id });
-    return made;
-  }
-
-  /* For a run that has ended early and left a state: a new run that goes on from there. */
-  function resumeButton(run) {
-    if (!run.state_to_resume) return [];
-    const made = runButton("Go on from its last state", "resume-run", run);
-    made.title = made.dataset.state = run.state_to_resume;
-    return [made];
-  }
-
-  const openTrain = () => [...document.querySelectorAll("#lw-tabs > .tab-nav > button")].find((tab) => tab.textContent.trim() === "Train")?.click();
-
-  async function openRun(id) {
-    const isNewest = beginRun();
-    const { run, settings } = await ask(`run/${encodeURIComponent(id)}`);
-    const chart = element("div", { className: "lw-chart-box", innerHTML: await ask(`run/${encodeURIComponent(id)}/chart`) });
-    if (!isNewest()) return;
-    const files = element("ul", { className: "lw-saved" });
-    showFiles(files, run, run.files.map((path) => ({ path, label: "" })));
-    const again = runButton("Use these settings", "use-settings", run);
-    const values = Object.entries(settings).map(([name, value]) =>
-      element("li", {}, element("code", { textContent: name }), ` ${value === null ? "none" : value}`));
-    byId("run-detail").replaceChildren(
-      element("h4", { textContent: `${run.name}: ${STATES[run.state]}, ${when(run.created)}` }),
-      element("p", { className: "lw-run-note", textContent: [run.note, run.error].filter(Boolean).join(" · ") }),
-      element("p", { textContent: [run.checkpoint, ...run.dataset.slice(0, 1)].filter(Boolean).join(" · ") }),
-      element("p", { textContent: bestOf(run) && `Best: ${bestOf(run)}` }),
-      element("div", { className: "lw-columns" }, chart, files),
-      element("div", { className: "lw-controls" }, again, ...resumeButton(run)),
-      element("details", {}, element("summary", { textContent: "Settings" }), element("ul", { className: "lw-settings" }, ...values)),
-    );
-    for (const show of core.onRun) show(run, byId("run-detail"));
-    byId("run-detail").scrollIntoView({ block: "nearest", behavior: "smooth" });
+    for (const place of document.querySelectorAll("[data-lw-error]")) {
+      if (place.textContent !== error.message) place.textContent = error.message;
+    }
   }
 
   /* ---- what buttons do ---- */
@@ -301,16 +240,6 @@
       button.textContent = "Copied";
       setTimeout(() => { button.textContent = "Copy tag"; }, 1500);
     },
-    "open-run": (button) => openRun(button.dataset.run),
-    "use-settings": (button) => {
-      openTrain();
-      return core.form.fillFromRun(button.dataset.run);
-    },
-    "resume-run": async (button) => {
-      openTrain();
-      await core.form.fillFromRun(button.dataset.run, { resume: button.dataset.state });
-      await ACTIONS.start();
-    },
   };
 
   /* The clipboard is closed to pages that are neither local nor served over https. */
@@ -324,20 +253,27 @@
     return undefined;
   }
 
-  const pending = new WeakSet();
+  /* What must not be done twice at once, a double click say; actions with one word exclude each other. */
+  const ONCE = {
+    start: "start", "resume-run": "start", "preview-tool": "tool", "run-tool": "tool",
+    pause: "pause", "load-and-resume": "pause", save: "save", sample: "sample",
+  };
+  const pending = new Set();
 
-  /* A second click on a button whose work goes on does nothing: a double click starts one run. */
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-lw-action]");
-    if (!button || button.disabled || pending.has(button)) return;
-    setText("control-error", "");
-    pending.add(button);
+    const once = ONCE[button?.dataset.lwAction];
+    if (!button || button.disabled || pending.has(once)) return;
+    report(new Error(""));
+    if (once) pending.add(once);
+    button.setAttribute("aria-busy", "true");
     try {
       await ACTIONS[button.dataset.lwAction](button);
     } catch (error) {
       report(error);
     } finally {
-      pending.delete(button);
+      pending.delete(once);
+      button.removeAttribute("aria-busy");
     }
     poll();
   });
@@ -347,7 +283,6 @@
   let timer = 0;
   let mounted = null;
   let unanswered = 0;
-  const beginPoll = newest();
 
   async function poll() {
     clearTimeout(timer);
@@ -367,7 +302,7 @@
         seen.run = status.record ? status.record.id : null;
         setText("checkpoint", status.checkpoint.line);
         showRun(status);
-        if (byId("runs").offsetParent !== null) await showRuns(isNewest);
+        if (byId("runs").offsetParent !== null) await core.runs.show(isNewest);
         if (!isNewest()) return;
         if (status.active || status.queued.length) pause = RUNNING_MS;
         if (seen.lost) report(new Error(""));
@@ -387,7 +322,7 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  Object.assign(core, { poll, ask, newest, byId, bestOf, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  Object.assign(core, { STATES, poll, ask, newest, byId, bestOf, grouped, showFiles, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
   if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();

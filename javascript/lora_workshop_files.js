@@ -116,6 +116,7 @@
     try {
       show(await ask(`tools/${of.dataset.tool}/${what}`, { settings: values(of) }));
       byId("tool-report").innerHTML = "";
+      state.reported = 0;
       byId("tool-live").scrollIntoView({ block: "nearest", behavior: "smooth" });
     } catch (error) {
       showProblems(of, error.problems || [error.message]);
@@ -297,10 +298,5 @@
       state.restored.then(follow);  // another page may have begun a work
     }).observe(page());
   });
-  /* What went wrong with a button of this page, where it is seen. */
-  function report(error) {
-    if (page()?.offsetParent) byId("tool-problems").replaceChildren(element("li", { textContent: error.message }));
-  }
-
-  core.files = { openTool, report };
+  core.files = { openTool };
 })();

@@ -24,25 +24,26 @@
     followSuggestion(field);
   }
 
-  /* Shows these values; fields without one stay as they are. */
-  function fill(given) {
-    for (const field of fields()) {
-      if (field.dataset.name in given) write(field, given[field.dataset.name]);
-    }
-    afterFilling();
-    return plan(true);
-  }
+  let filling = Promise.resolve();
 
-  function afterFilling() {
-    showProblems({});
-    noteChanges();
-    filter();
+  /* Shows the values that `find` gives; fields without one stay as they are. What fills the form does so one after the
+     other, in the order of the clicks. */
+  function fill(find) {
+    const filled = filling.then(find).then((given) => {
+      for (const field of fields()) {
+        if (field.dataset.name in given) write(field, given[field.dataset.name]);
+      }
+      showProblems({});
+      noteChanges();
+      filter();
+    });
+    filling = filled.catch(() => {});  // whoever has asked for it tells what went wrong
+    return filled.then(() => plan(true));
   }
 
   /* The settings of a run, with some others in their place; "" is the present or latest run. */
-  async function fillFromRun(run, others = {}) {
-    const { values: given } = await ask(`form?run=${encodeURIComponent(run)}`);
-    return fill({ ...given, ...others });
+  function fillFromRun(run, others = {}) {
+    return fill(async () => ({ ...(await ask(`form?run=${encodeURIComponent(run)}`)).values, ...others }));
   }
 
   function followSuggestion(field) {
@@ -161,9 +162,7 @@
 
   actions.defaults = () => {
     const kept = ["train_data_dir", "class_tokens", "output_name"];
-    for (const field of fields()) if (!kept.includes(field.dataset.name)) write(field, field.dataset.default);
-    afterFilling();
-    return plan();
+    return fill(() => Object.fromEntries(Object.entries(defaults()).filter(([name]) => !kept.includes(name))));
   };
 
   actions.start = async () => {
@@ -179,10 +178,12 @@
   };
 
   /* The present or latest run's settings on a page that was just opened, unless somebody has begun to type. */
-  async function restore() {
-    const before = JSON.stringify(values());
-    const { values: given } = await ask("form?run=");
-    return JSON.stringify(values()) === before ? fill(given) : plan();
+  function restore() {
+    return fill(async () => {
+      const before = JSON.stringify(values());
+      const { values: given } = await ask("form?run=");
+      return JSON.stringify(values()) === before ? given : {};
+    });
   }
 
   core.onMount.push(() => restore().catch(core.report));

@@ -71,10 +71,11 @@
     for (const control of controls()) control.dataset.was = control.value;
   }
 
-  /* The card after a change. What was typed since `sent`, and where, stays; so does the field of a picture: its dialog may be open. */
-  function refresh(answer, sent) {
+  /* The card after a change. What was typed since it was sent, and where, stays; so does the field of a picture: its
+     dialog may be open. */
+  function refresh(answer) {
     const [before, chooser, active] = [controls(), part("[data-lw-cover]"), document.activeElement];
-    const typed = new Set(before.filter((control) => control.value !== (sent[control.dataset.key] ?? control.dataset.was)));
+    const typed = new Set(before.filter((control) => control.value !== (control.dataset.sent ?? control.dataset.was)));
     show(answer);
     part("[data-lw-cover]").replaceWith(chooser);
     for (const old of before.filter((each) => typed.has(each) || each === active)) {
@@ -103,7 +104,8 @@
 
   async function save(button, route) {
     const form = button.closest(".lw-network-form");
-    const values = Object.fromEntries(changedIn(form).map((control) => [control.dataset.key, control.value]));
+    const values = {};
+    for (const control of changedIn(form)) values[control.dataset.key] = control.dataset.sent = control.value;
     button.disabled = true;
     await change(part(".lw-network").dataset.path, `[data-kind="${form.dataset.kind}"] .lw-control-error`, route, { values });
   }
@@ -121,7 +123,7 @@
     }
   }
 
-  const isShown = (path) => part(".lw-network")?.dataset.path === path;
+  const isShown = (path) => state.chosen === path && part(".lw-network")?.dataset.path === path;
 
   /* Sends a change of the network at `path`, and shows its card as it is then. */
   function change(path, place, route, body) {
@@ -129,19 +131,27 @@
       tell(path, place, "");
       try {
         const answer = await ask(route, { path, ...body });
-        if (isShown(path)) refresh(answer, body.values || {});
+        if (isShown(path)) {
+          beginCard();  // what was asked for before tells of the time before
+          refresh(answer);
+        }
         await load(true);
       } catch (error) {
         tell(path, place, error.message);
-        controls().forEach(mark);
+        if (isShown(path)) controls().forEach(markUnsent);
       }
     });
   }
 
-  /* Tells what is wrong at its place in the card, or beside the list where another card is shown by now. */
+  /* Tells what is wrong at its place in the card, or above the list where another card is shown by now. */
   function tell(path, place, message) {
     if (isShown(path)) part(place).textContent = message;
-    else if (message) byId("networks-notes").append(element("li", { textContent: `${stem(path)}: ${message}` }));
+    else if (message) core.report(new Error(`${stem(path)}: ${message}`));
+  }
+
+  function markUnsent(control) {
+    delete control.dataset.sent;
+    mark(control);
   }
 
   function mark(control) {

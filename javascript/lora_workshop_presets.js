@@ -7,7 +7,7 @@
   const NOTES = {
     lost: "not carried over", unknown: "unknown, left out", explained: "not needed here", mapped: "taken over",
   };
-  const beginFilling = core.newest();
+  const beginBox = core.newest();
   let filled = [];
 
   function button(textContent, action, values = {}, className = "lw-button") {
@@ -61,16 +61,17 @@
   });
 
   /* Fills what the presets set; what an earlier one had set and these leave alone goes back to its default. */
-  actions["choose-kind"] = async ({ dataset }) => {
+  actions["choose-kind"] = ({ dataset }) => {
     chosen[dataset.kind] = dataset.name;
     markChosen();
-    const isNewest = beginFilling();
-    const { values } = await ask("presets/apply", { names: [chosen.subject, chosen.card].filter(Boolean) });
-    if (!isNewest()) return;
-    const defaults = core.form.defaults();
-    const reset = Object.fromEntries(filled.map((name) => [name, defaults[name]]));
-    filled = Object.keys(values);
-    await core.form.fill({ ...reset, ...values });
+    const names = [chosen.subject, chosen.card].filter(Boolean);
+    return core.form.fill(async () => {
+      const { values } = await ask("presets/apply", { names });
+      const defaults = core.form.defaults();
+      const reset = Object.fromEntries(filled.map((name) => [name, defaults[name]]));
+      filled = Object.keys(values);
+      return { ...reset, ...values };
+    });
   };
 
   /* ---- a person's own presets ---- */
@@ -83,10 +84,9 @@
 
   document.addEventListener("change", async (event) => {
     if (event.target.id !== "lw-preset" || !event.target.value) return;
-    const isNewest = beginFilling();
+    const name = event.target.value;
     try {
-      const { values } = await ask(`presets/own?name=${encodeURIComponent(event.target.value)}`);
-      if (isNewest()) await core.form.fill(values);
+      await core.form.fill(async () => (await ask(`presets/own?name=${encodeURIComponent(name)}`)).values);
     } catch (error) {
       core.report(error);
     }
@@ -99,16 +99,16 @@
     name.focus();
   };
 
-  actions["save-preset"] = () => within(async () => {
+  actions["save-preset"] = () => within(async (isNewest) => {
     const saved = await ask("presets/save", { name: byId("preset-name").value, settings: core.form.values() });
     showOwn(saved.own);
     byId("preset").value = saved.name;
-    close();
+    if (isNewest()) close();
   });
 
-  actions["delete-preset"] = ({ dataset }) => within(async () => {
+  actions["delete-preset"] = ({ dataset }) => within(async (isNewest) => {
     showOwn((await ask("presets/delete", { name: dataset.name })).own);
-    close();
+    if (isNewest()) close();
   });
 
   /* ---- import and export ---- */
@@ -121,7 +121,7 @@
     });
     file.addEventListener("change", () => within(async () => {
       if (file.files.length) text.value = await readText(file.files[0]);
-    }));
+    }).catch(core.report));
     open("Import settings of another trainer", file, text, element("div", { className: "lw-controls" }, button("Import", "import")));
   };
 
@@ -138,7 +138,7 @@
     filled = [];
     chosen.subject = "";
     markChosen();
-    await core.form.fill(found.values);
+    await core.form.fill(() => found.values);
     const notes = Object.entries(NOTES).filter(([kind]) => found.notes[kind].length).map(([kind, words]) => {
       const lines = found.notes[kind];
       const summary = element("summary", { textContent: `${lines.length} ${words}` });
@@ -169,8 +169,9 @@
 
   actions["export-as"] = ({ dataset }) => showExport(dataset.format);
 
-  const showExport = (format) => within(async () => {
+  const showExport = (format) => within(async (isNewest) => {
     const { text, file } = await ask("export", { settings: core.form.values(), format });
+    if (!isNewest()) return;
     const download = element("a", {
       className: "lw-button", textContent: `Download ${file}`, download: file,
       href: URL.createObjectURL(new Blob([text], { type: "application/toml" })),
@@ -191,6 +192,7 @@
   /* ---- the box in which this happens ---- */
 
   function open(title, ...pieces) {
+    beginBox();
     const box = byId("exchange");
     const shut = button("Close", "close-exchange", {}, "lw-copy");
     box.replaceChildren(element("h5", {}, `${title} `, shut), ...pieces);
@@ -198,17 +200,20 @@
   }
 
   function close() {
+    beginBox();
     byId("exchange").hidden = true;
     byId("exchange").replaceChildren();
   }
 
   actions["close-exchange"] = close;
 
-  /* What goes wrong stands in the box, where there is one. */
+  /* What goes wrong stands in the box, where there is one; elsewhere when the box holds something else by then. */
   async function within(work) {
+    const isNewest = beginBox();
     try {
-      await work();
+      await work(isNewest);
     } catch (error) {
+      if (!isNewest()) throw error;
       const box = byId("exchange");
       if (box.hidden) open("This did not work");
       box.querySelector(".lw-errors")?.remove();

@@ -22,6 +22,7 @@ _RESULT = """
     </p>
     <div id="lw-tool-bar" class="lw-bar" role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100">
       <div class="lw-bar-fill" id="lw-tool-bar-fill"></div></div>
+    <p class="lw-control-error" role="alert" data-lw-error></p>
     <ul id="lw-tool-problems" class="lw-errors" role="alert"></ul>
     <div id="lw-tool-next" class="lw-controls"></div>
     <div id="lw-tool-report"></div>

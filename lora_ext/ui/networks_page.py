@@ -14,6 +14,7 @@ NETWORKS_PANEL = """
     <button type="button" class="lw-button" data-lw-action="refresh-networks">Refresh</button>
     <span id="lw-networks-count" class="lw-hint"></span>
   </div>
+  <p class="lw-control-error" role="alert" data-lw-error></p>
   <ul id="lw-networks-notes" class="lw-warnings"></ul>
   <div class="lw-networks-columns">
     <ul id="lw-networks-list" class="lw-networks-list" tabindex="0" aria-label="networks"></ul>

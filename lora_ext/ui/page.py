@@ -14,6 +14,7 @@ SCRIPTS = (
     "lora_workshop_masks.js",
     "lora_workshop_networks.js",
     "lora_workshop_presets.js",
+    "lora_workshop_runs.js",
     "lora_workshop_samples.js",
     "lora_workshop_slots.js",
     "lora_workshop_try.js",

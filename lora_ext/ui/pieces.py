@@ -16,7 +16,7 @@ CONTROLS = """
   <button type="button" class="lw-button" id="lw-sample" data-lw-action="sample" disabled>Sample now</button>
   <button type="button" class="lw-button" id="lw-stop" data-lw-action="stop" disabled>Stop and keep</button>
   <button type="button" class="lw-button" id="lw-cancel" data-lw-action="cancel" disabled>Cancel</button>
-  <span id="lw-control-error" class="lw-control-error" role="alert"></span>
+  <span id="lw-control-error" class="lw-control-error" role="alert" data-lw-error></span>
 """
 
 
@@ -60,6 +60,7 @@ def try_panel(program: str) -> str:
 
 RUNS_PANEL = """
 <section class="lw-runs-page">
+  <p class="lw-control-error" role="alert" data-lw-error></p>
   <table class="lw-runs">
     <thead><tr><th>Name</th><th>State</th><th>Started</th><th>Steps</th><th>Loss</th>
       <th>Best epoch</th><th>Files</th><th></th></tr></thead>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,21 +151,29 @@ def test_a_checkpoint_and_a_damaged_network_have_a_next_step(page: Page, app: An
     page.locator("#lw-tool-next code", has_text=f'run.py ui --checkpoint "{baked}"').wait_for()
 
 
-def test_work_is_cancelled_by_clicking(page: Page, moons: Path) -> None:
-    form = open_tool(page, "interrogate")
-    form.locator("[name=file]").fill("full-moon")
+def begin_long_work(page: Page, moons: Path) -> None:
+    """Begin what takes a minute if nobody cancels it."""
+    names = [f"waning-moon-{number}" for number in range(100)]
+    for name in names:
+        shutil.copyfile(moons / "full-moon.safetensors", moons / f"{name}.safetensors")
+    form = open_tool(page, "resize")
+    form.locator("[name=files]").fill("\n".join(names))
+    form.locator("[name=rank]").fill("2")
+    form.locator("[name=out]").fill("waned-moons")
     form.locator("[data-lw-action=run-tool]").click()
+
+
+def test_work_is_cancelled_by_clicking(page: Page, moons: Path) -> None:
+    begin_long_work(page, moons)
     page.locator("#lw-tool-cancel").click()
     page.locator("#lw-tool-state", has_text="cancelled").wait_for()
     assert page.locator("#lw-tool-report").inner_text() == ""
 
 
 def test_a_late_answer_to_cancel_does_not_bring_the_work_back(page: Page, moons: Path) -> None:
-    form = open_tool(page, "interrogate")
-    form.locator("[name=file]").fill("full-moon")
-    form.locator("[data-lw-action=run-tool]").click()
     held: list[tuple[Route, APIResponse]] = []
     page.route("**/tools/cancel", lambda route: held.append((route, route.fetch())))
+    begin_long_work(page, moons)
     page.locator("#lw-tool-cancel").click()
     page.locator("#lw-tool-state", has_text="cancelled").wait_for()
     [(route, answer)] = held

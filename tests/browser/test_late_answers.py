@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,14 @@ class Held:
     def __init__(self, page: Page, route: str) -> None:
         self._page = page
         self._waiting: list[Route] = []
-        page.route(f"**/lora-workshop/api/{route}", lambda route: self._waiting.append(route))
+        self._open = False
+        page.route(f"**/lora-workshop/api/{route}", self._handle)
+
+    def _handle(self, route: Route) -> None:
+        if self._open:
+            route.continue_()
+        else:
+            self._waiting.append(route)
 
     def wait(self, count: int) -> None:
         """Until so many wait."""
@@ -45,6 +53,12 @@ class Held:
         with self._page.expect_request_finished(lambda request: request == route.request):
             route.continue_()
         self._page.wait_for_timeout(200)  # what the page makes of it
+
+    def release_all(self) -> None:
+        """Send them, and hold none any more."""
+        self._open = True
+        for route in self._waiting:
+            route.continue_()
 
 
 @pytest.fixture
@@ -85,6 +99,62 @@ def test_a_card_is_changed_while_its_words_are_saved(page: Page, birds: Path, tm
     assert title.input_value() == "Owl at night"
 
 
+def test_what_is_typed_during_a_save_is_saved_by_a_second_click(page: Page, birds: Path) -> None:
+    open_tab(page, "Networks")
+    row(page, "owl").click()
+    weight = page.locator('#lw-network-card [data-key="preferred weight"]')
+    save = page.locator("#lw-network-card [data-lw-action=save-words]")
+    held = Held(page, "network/words")
+    for value in ("0.7", "0.8"):
+        weight.fill(value)
+        save.click()
+        held.wait(1)
+    held.release()
+    held.wait(1)
+    held.release()
+    page.wait_for_function("document.querySelector('[data-key=\"preferred weight\"]').dataset.was === '0.8'")
+    assert weight.input_value() == "0.8"
+    assert save.is_disabled()
+    assert json.loads((birds / "owl.json").read_text(encoding="utf-8")) == {"preferred weight": 0.8}
+
+
+def test_a_card_that_is_opened_again_during_its_save_shows_what_was_saved(page: Page, birds: Path) -> None:
+    open_tab(page, "Networks")
+    row(page, "owl").click()
+    card = page.locator("#lw-network-card")
+    weight = card.locator('[data-key="preferred weight"]')
+    weight.fill("0.7")
+    held = Held(page, "network/words")
+    card.locator("[data-lw-action=save-words]").click()
+    held.wait(1)
+    for name in ("raven", "owl"):
+        row(page, name).click()
+        card.locator("h4", has_text=name).wait_for()
+    assert weight.input_value() != "0.7"
+    held.release()
+    page.wait_for_function("document.querySelector('[data-key=\"preferred weight\"]').value === '0.7'")
+    assert card.locator("[data-lw-action=save-words]").is_disabled()
+
+
+def test_kinds_fill_the_form_in_the_order_of_the_clicks(page: Page, app: Any) -> None:
+    first, second = (
+        page.locator(f"#lw-kind-what [data-name={each['name']}]") for each in app.ask("/presets")["subjects"][:2]
+    )
+    with page.expect_response("**/form/plan"):
+        first.click()
+    expected = page.evaluate("loraWorkshop.form.values()")
+    held = Held(page, "presets/apply")
+    second.click()
+    first.click()
+    held.wait(1)
+    held.release()
+    held.wait(1)
+    assert page.evaluate("loraWorkshop.form.values()") != expected
+    with page.expect_response("**/form/plan"):
+        held.release()
+    assert page.evaluate("loraWorkshop.form.values()") == expected
+
+
 def test_the_card_that_was_opened_last_stays(page: Page, birds: Path) -> None:
     open_tab(page, "Networks")
     held = Held(page, "network?path=*")
@@ -110,7 +180,7 @@ def test_what_could_not_be_saved_is_told_beside_another_card(page: Page, birds: 
     row(page, "raven").click()
     card.locator("h4", has_text="raven").wait_for()
     held.release()
-    page.locator("#lw-networks-notes li", has_text="owl: ").wait_for()
+    page.locator(".lw-networks-page [data-lw-error]", has_text="owl: ").wait_for()
     assert card.locator("h4").inner_text() == "raven"
     assert len(complaints) == 1 and "400" in complaints.pop()
 
@@ -178,9 +248,7 @@ def test_the_last_work_does_not_overwrite_what_is_typed(page: Page, app: Any, bi
     field = page.locator("#lw-files .lw-tool:visible textarea").first
     field.fill("mine")
     tool = page.locator("#lw-files .lw-tool:visible").get_attribute("data-tool")
-    while len(held):
-        held.release()
-        page.wait_for_timeout(300)
+    held.release_all()
     page.locator("#lw-tool-state", has_text="finished").wait_for()
     assert page.locator("#lw-files .lw-tool:visible").get_attribute("data-tool") == tool
     assert field.input_value() == "mine"
