@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_ext.checkpoint.text_part import TextPart
+from lora_ext.networks.atomic_write import new_folders
 from lora_ext.networks.file import (
     PRECISION_DTYPES,
     Content,
@@ -160,15 +161,18 @@ def check_output(out: Path, inputs: Iterable[Path], overwrite: bool, needed_byte
 
 @contextlib.contextmanager
 def all_or_none(outputs: Iterable[Path]) -> Iterator[None]:
-    """Take the outputs away that were not there before, where the block is stopped or fails between two of them."""
+    """Take the outputs away that were not there before, with the folders made for them, where the block is stopped or
+    fails between two of them.
+    """
     new = [path for path in outputs if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            with contextlib.suppress(OSError):  # it is not there, or held: what went wrong first is what is told
-                path.unlink()
-        raise
+    with new_folders(path.parent for path in new):
+        try:
+            yield
+        except BaseException:
+            for path in new:
+                with contextlib.suppress(OSError):  # it is not there, or held: what went wrong first is what is told
+                    path.unlink()
+            raise
 
 
 def write_result(

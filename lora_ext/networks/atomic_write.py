@@ -28,9 +28,7 @@ def replace_file(path: Path, chunks: Iterable[Chunk], beginning: Callable[[], Ch
     made, or the file not written; `path` is as it was then, and nothing is left over.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _delete_leftovers(path.parent)
-        with _temporary_file(path) as (temporary, file):
+        with new_folders([path.parent]), _temporary_file(path) as (temporary, file):
             with Beside(_written_through(file)) as write:
                 for chunk in chunks:
                     write(chunk)
@@ -65,8 +63,26 @@ def _written_through(file: BinaryIO) -> Callable[[Chunk], None]:
 
 
 @contextlib.contextmanager
+def new_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Take those of `folders` and the folders above that were not there before away again where the block fails.
+
+    One that holds something by then stays.
+    """
+    missing = {each for folder in folders for each in (folder, *folder.parents) if not each.exists()}
+    try:
+        yield
+    except BaseException:
+        for folder in sorted(missing, key=lambda each: len(each.parts), reverse=True):
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def _temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside `path`, locked while it is open; gone afterwards unless it was renamed."""
+    """A new file beside `path`, in a folder without leftovers; locked while open, gone afterwards unless renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _delete_leftovers(path.parent)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
     with open(temporary, "xb") as file:
         try:

@@ -43,6 +43,22 @@ def test_writing_and_replacing(tmp_path: Path) -> None:
     assert names(path.parent) == ["a.safetensors"]
 
 
+def test_folders_that_were_made_for_a_file_that_fails_go_with_it(tmp_path: Path) -> None:
+    def stopped() -> Iterator[bytes]:
+        yield b"one"
+        raise KeyboardInterrupt
+
+    def disturbed() -> Iterator[bytes]:
+        (tmp_path / "new" / "mine.txt").write_text("kept", encoding="utf-8")
+        yield from stopped()
+
+    for chunks, left in ((stopped(), []), (disturbed(), ["new"])):
+        with pytest.raises(KeyboardInterrupt):
+            replace_file(tmp_path / "new" / "folder" / "a.safetensors", chunks)
+        assert names(tmp_path) == left
+    assert names(tmp_path / "new") == ["mine.txt"]
+
+
 def test_what_is_known_at_the_end_alone_stands_at_the_beginning(tmp_path: Path) -> None:
     path, seen = tmp_path / "a.safetensors", []
 
