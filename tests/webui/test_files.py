@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from network_files import weights_of
+from pages import page_closed_in_order
 from runs import API
 
 from lora_ext.networks.file import write_network
@@ -50,14 +51,12 @@ def pair(webui: WebUI, networks: Path) -> Path:
 
 @pytest.fixture
 def page(browser: Browser, webui: WebUI) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(PATIENCE)
-    opened.goto(f"{webui.url}/?__theme=dark", wait_until="domcontentloaded", timeout=PATIENCE)
-    opened.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
-    opened.locator("#lw-tabs > .tab-nav button", has_text="Files").click()
-    yield opened
-    opened.wait_for_timeout(2000)  # gradio keeps what a page has queued when it is closed, and "Reload UI" waits for it
-    opened.close()
+    with page_closed_in_order(browser, viewport={"width": 1280, "height": 900}) as opened:
+        opened.set_default_timeout(PATIENCE)
+        opened.goto(f"{webui.url}/?__theme=dark", wait_until="domcontentloaded", timeout=PATIENCE)
+        opened.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
+        opened.locator("#lw-tabs > .tab-nav button", has_text="Files").click()
+        yield opened
 
 
 def work(webui: WebUI, tool: str, what: str = "run", **settings: Any) -> dict[str, Any]:

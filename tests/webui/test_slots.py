@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from network_files import Networks, difference, weights_of
+from pages import page_closed_in_order
 from PIL import Image
 from runs import API
 
@@ -229,15 +230,13 @@ def test_without_a_page(webui: WebUI, another_webui: Any) -> None:
 
 @pytest.fixture(params=["light", "dark"])
 def page(request: pytest.FixtureRequest, browser: Browser, webui: WebUI) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(PATIENCE)
-    opened.theme, opened.told = request.param, []
-    opened.on("pageerror", lambda error: opened.told.append(str(error)))
-    opened.goto(f"{webui.url}/?__theme={request.param}", wait_until="domcontentloaded", timeout=PATIENCE)
-    opened.locator("#lw-slots-txt2img .label-wrap").click()
-    yield opened
-    opened.wait_for_timeout(2000)  # gradio keeps what a page has queued when it is closed, and "Reload UI" waits for it
-    opened.close()
+    with page_closed_in_order(browser, viewport={"width": 1280, "height": 900}) as opened:
+        opened.set_default_timeout(PATIENCE)
+        opened.theme, opened.told = request.param, []
+        opened.on("pageerror", lambda error: opened.told.append(str(error)))
+        opened.goto(f"{webui.url}/?__theme={request.param}", wait_until="domcontentloaded", timeout=PATIENCE)
+        opened.locator("#lw-slots-txt2img .label-wrap").click()
+        yield opened
 
 
 def shot(page: Any, name: str) -> None:
@@ -335,13 +334,11 @@ def test_what_the_panel_costs_the_page(browser: Any, webui: WebUI) -> None:
     assert len(own) == 6
     assert len(json.dumps(own)) < 20_000
     assert len(config["components"]) > 500
-    started = time.perf_counter()
     seconds = []
     for _ in range(3):
-        page = browser.new_page()
-        page.goto(webui.url, wait_until="domcontentloaded", timeout=PATIENCE)
-        page.locator("#lw-slots-img2img").wait_for(state="attached", timeout=PATIENCE)
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        page.close()
+        with page_closed_in_order(browser) as page:
+            started = time.perf_counter()
+            page.goto(webui.url, wait_until="domcontentloaded", timeout=PATIENCE)
+            page.locator("#lw-slots-img2img").wait_for(state="attached", timeout=PATIENCE)
+            seconds.append(time.perf_counter() - started)
     print(f"\nthe page stands after {statistics.median(seconds):.2f} s (median of 3)")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pages import page_closed_in_order
 from runs import API, SMALL, draw_dataset, ended, start, wait_for
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ SCREENSHOTS = Path(__file__).resolve().parents[2] / "test-results"
 
 @pytest.fixture(params=["light", "dark"])
 def page(request: pytest.FixtureRequest, browser: Browser, webui: WebUI) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(PATIENCE)
-    opened.theme, opened.told = request.param, []
-    opened.on("pageerror", lambda error: opened.told.append(f"error: {error}"))
-    opened.on("console", lambda told: opened.told.append(f"{told.text} {told.location}") if told.type == "error" else 0)
-    opened.goto(f"{webui.url}/?__theme={request.param}", wait_until="domcontentloaded", timeout=PATIENCE)
-    opened.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
-    yield opened
-    opened.wait_for_timeout(2000)  # gradio keeps what a page has queued when it is closed, and "Reload UI" waits for it
-    opened.close()
+    with page_closed_in_order(browser, viewport={"width": 1280, "height": 900}) as opened:
+        opened.set_default_timeout(PATIENCE)
+        opened.theme, opened.told = request.param, []
+        opened.on("pageerror", lambda error: opened.told.append(f"error: {error}"))
+        opened.on(
+            "console", lambda told: opened.told.append(f"{told.text} {told.location}") if told.type == "error" else 0
+        )
+        opened.goto(f"{webui.url}/?__theme={request.param}", wait_until="domcontentloaded", timeout=PATIENCE)
+        opened.locator("#tabs > .tab-nav button", has_text="LoRA Workshop").click()
+        yield opened
     for file in webui.networks.glob(f"{NAME}*"):
         file.unlink()
 

@@ -51,10 +51,16 @@ def restore_all(sd_model: nn.Module | None) -> None:
 
 
 def refresh_list() -> None:
-    """Make the built-in look at its folders anew: new files, changed metadata and hashes."""
+    """Make the built-in look at its folders anew: new files, changed metadata and hashes, new pictures of cards."""
+    from modules import ui_extra_networks  # the WebUI's
+
     module = networks_module()
-    if module is not None:
-        module.list_available_networks()
+    if module is None:
+        return
+    module.list_available_networks()
+    for page in ui_extra_networks.extra_pages:
+        if page.name == "lora":
+            page.lister.reset()
 
 
 def show_warning(message: str) -> None:
