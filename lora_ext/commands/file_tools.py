@@ -207,7 +207,7 @@ def report_text(report: ToolReport, with_modules: bool = False, preview: bool = 
     if with_modules and report.modules:
         lines += ["", *_module_table(report)]
     word = "would write" if preview else "wrote"
-    lines += [f"{word} {each.path} ({each.size / 1e6:,.1f} MB)" for each in report.files]
+    lines += [f"{word} {each.path} ({each.shown_size})" for each in report.files]
     return "\n".join(lines)
 
 

@@ -111,6 +111,11 @@ class OutputFile:
     path: Path
     size: int
 
+    @property
+    def shown_size(self) -> str:
+        """Its size as people read it."""
+        return f"{self.size / 1e6:,.1f} MB" if self.size >= 100_000 else f"{self.size / 1e3:,.1f} KB"
+
 
 @dataclass(frozen=True)
 class ToolReport:

@@ -33,7 +33,7 @@ def _files(files: Sequence[OutputFile], preview: bool) -> str:
     word = "would write" if preview else "wrote"
     items = "".join(
         f'<li data-path="{escape(str(each.path))}" data-name="{escape(each.path.stem)}">{word} '
-        f"<code>{escape(str(each.path))}</code> ({each.size / 1e6:,.1f} MB)</li>"
+        f"<code>{escape(str(each.path))}</code> ({each.shown_size})</li>"
         for each in files
     )
     return f'<ul class="lw-tool-files">{items}</ul>' if items else ""

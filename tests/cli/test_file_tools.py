@@ -78,7 +78,7 @@ def test_a_tool_by_its_command(command: Callable, network: Path, tmp_path: Path)
     before = command(*words, "--conv-rank", 3, "--preview")
     assert (before.code, out.exists()) == (0, False)
     assert before.out.splitlines() == [
-        "Scaled", "  Network  cat", "  Notes    one + two", "  Rank     3", f"would write {out} (0.0 MB)",
+        "Scaled", "  Network  cat", "  Notes    one + two", "  Rank     3", f"would write {out} (0.2 KB)",
     ]  # fmt: skip
     assert before.err == "warning: <b>careful</b>\n"
     done = command(*words, "--report")
