@@ -51,6 +51,21 @@ def test_it_is_never_far_behind() -> None:
     assert done == 1000
 
 
+def test_large_chunks_wait_one_at_a_time() -> None:
+    done = 0
+
+    def take(chunk: bytes) -> None:
+        nonlocal done
+        time.sleep(0.002)
+        done += len(chunk)
+
+    with Beside(take) as function:
+        for number in range(20):
+            function(bytes(1000))
+            assert 1000 * (number + 1) - done <= 1000
+    assert done == 20_000
+
+
 @pytest.mark.parametrize("calls", [1, 100])
 def test_what_goes_wrong_there_is_raised_here(calls: int) -> None:
     def full(chunk: bytes) -> None:
