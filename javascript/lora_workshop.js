@@ -48,6 +48,16 @@
     };
   }
 
+  /* Work that is handed to `inTurn(work)` of one queue is done one after the other, whatever becomes of it. */
+  function queue() {
+    let last = Promise.resolve();
+    return (work) => {
+      const done = last.then(work);
+      last = done.catch(() => {});  // whoever has handed it in tells what went wrong
+      return done;
+    };
+  }
+
   async function ask(route, body) {
     const options = { credentials: "same-origin", headers: {} };
     const key = byId("live").dataset.key;
@@ -322,7 +332,7 @@
   }
 
   document.addEventListener("visibilitychange", poll);
-  Object.assign(core, { STATES, poll, ask, newest, byId, bestOf, grouped, showFiles, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
+  Object.assign(core, { STATES, poll, ask, newest, queue, byId, bestOf, grouped, showFiles, duration, element, report, stem, whenChanged, currentRun, copyText, actions: ACTIONS });
   window.loraWorkshop = core;
   if (document.readyState !== "complete") document.addEventListener("DOMContentLoaded", poll);
   else poll();

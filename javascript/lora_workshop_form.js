@@ -5,6 +5,7 @@
   const { ask, byId, actions } = core;
   const TYPING_MS = 500;
   const [beginPlan, beginLook] = [core.newest(), core.newest()];
+  const inTurn = core.queue();
   let planned = "";
   let timer = 0;
 
@@ -24,12 +25,11 @@
     followSuggestion(field);
   }
 
-  let filling = Promise.resolve();
-
   /* Shows the values that `find` gives; fields without one stay as they are. What fills the form does so one after the
      other, in the order of the clicks. */
   function fill(find) {
-    const filled = filling.then(find).then((given) => {
+    const filled = inTurn(async () => {
+      const given = await find();
       for (const field of fields()) {
         if (field.dataset.name in given) write(field, given[field.dataset.name]);
       }
@@ -37,7 +37,6 @@
       noteChanges();
       filter();
     });
-    filling = filled.catch(() => {});  // whoever has asked for it tells what went wrong
     return filled.then(() => plan(true));
   }
 

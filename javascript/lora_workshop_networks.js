@@ -4,6 +4,7 @@
   const core = window.loraWorkshop;
   const { ask, byId, element, actions, stem } = core;
   const [beginList, beginCard] = [core.newest(), core.newest()];
+  const inTurn = core.queue();  // an answer that came late would show the card as it was before the next change
   const MOST_SHOWN = 500;
   const ORDERS = {
     name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
@@ -108,19 +109,6 @@
     for (const control of changedIn(form)) values[control.dataset.key] = control.dataset.sent = control.value;
     button.disabled = true;
     await change(part(".lw-network").dataset.path, `[data-kind="${form.dataset.kind}"] .lw-control-error`, route, { values });
-  }
-
-  /* Changes are sent one after the other: an answer that came late would show the card as it was before the next. */
-  async function inTurn(work) {
-    const before = state.turn;
-    let done;
-    state.turn = new Promise((ended) => { done = ended; });
-    await before;
-    try {
-      await work();
-    } finally {
-      done();
-    }
   }
 
   const isShown = (path) => state.chosen === path && part(".lw-network")?.dataset.path === path;

@@ -36,7 +36,9 @@ def test_all_is_done_in_order_by_one_other_thread() -> None:
     assert found == chunks
 
 
-def test_it_is_never_far_behind() -> None:
+@pytest.mark.parametrize(("size", "calls", "behind"), [(10, 100, 60), (1000, 20, 1000)])
+def test_it_is_never_far_behind(size: int, calls: int, behind: int) -> None:
+    """And of chunks that are larger than that it waits for each."""
     done = 0
 
     def take(chunk: bytes) -> None:
@@ -45,25 +47,10 @@ def test_it_is_never_far_behind() -> None:
         done += len(chunk)
 
     with Beside(take) as function:
-        for number in range(100):
-            function(b"0123456789")
-            assert 10 * (number + 1) - done <= 60
-    assert done == 1000
-
-
-def test_large_chunks_wait_one_at_a_time() -> None:
-    done = 0
-
-    def take(chunk: bytes) -> None:
-        nonlocal done
-        time.sleep(0.002)
-        done += len(chunk)
-
-    with Beside(take) as function:
-        for number in range(20):
-            function(bytes(1000))
-            assert 1000 * (number + 1) - done <= 1000
-    assert done == 20_000
+        for number in range(calls):
+            function(bytes(size))
+            assert size * (number + 1) - done <= behind
+    assert done == size * calls
 
 
 @pytest.mark.parametrize("calls", [1, 100])
