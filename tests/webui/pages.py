@@ -22,7 +22,7 @@ def page_closed_in_order(browser: Browser, **options: Any) -> Iterator[Page]:
     page.on("websocket", lambda socket: sockets.append(socket))
     try:
         yield page
-        quiet, deadline = 0, time.monotonic() + 60
+        quiet, deadline = 0, time.monotonic() + 10
         while quiet < 20 and time.monotonic() < deadline:
             page.wait_for_timeout(100)
             quiet = quiet + 1 if all(socket.is_closed() for socket in sockets) else 0
